@@ -1,0 +1,40 @@
+//! X.509 for SPIFFE: certificate profiles and their encoding ([`profile`]), requests ([`csr`]), parsing
+//! ([`CertInfo`]), PEM with places ([`pem`]), and chain validation that ends in the one type that proves
+//! it ([`PeerIdentity`]).
+//!
+//! Path building, signatures, constraints and CRLs are `rustls-webpki`'s; the SPIFFE rules around them, the
+//! caches, and telling causes apart are here.
+
+mod anchors;
+mod cert_info;
+mod chain_error;
+pub mod csr;
+mod peer;
+pub mod pem;
+pub mod profile;
+mod spiffe_rules;
+mod verify;
+
+pub use anchors::{AnchorError, TrustStore};
+pub use cert_info::{CertInfo, ParseError};
+pub use chain_error::{ChainCause, ChainError};
+pub use peer::{PeerIdentity, PeerRole};
+pub use spiffe_rules::{spiffe_authority, spiffe_leaf};
+pub use verify::{Crls, SUPPORTED_SIGNATURES, verify_path};
+
+/// SHA-256 of `bytes`.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let mut out = [0; 32];
+    out.copy_from_slice(digest.as_ref());
+    out
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}

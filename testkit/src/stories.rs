@@ -1,0 +1,139 @@
+//! Certificates that must be refused, one story each.
+
+use countersign_identity::{PrivateKeyDer, UnixTime};
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+
+use crate::TestCa;
+
+/// What is wrong with a certificate, if anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Story {
+    /// Nothing: encoded by the independent encoder, must be accepted.
+    Good,
+    /// Ended an hour ago.
+    Expired,
+    /// Begins in an hour.
+    NotYetValid,
+    /// Issued by another CA that uses the same names.
+    WrongCa,
+    /// Leaf without the intermediate that issued it.
+    MissingIntermediate,
+    /// Two URI SANs.
+    TwoUriSans,
+    /// No URI SAN, only a DNS name.
+    NoUriSan,
+    /// `cA` is true and the certificate is used as leaf.
+    CaAsLeaf,
+    /// Another trust domain's name under our CA.
+    WrongTrustDomain,
+    /// Code signing only.
+    WrongEku,
+    /// Client authentication only.
+    ClientOnlyEku,
+    /// Server authentication only.
+    ServerOnlyEku,
+    /// Key usage without digitalSignature.
+    NoDigitalSignature,
+    /// keyCertSign on a leaf.
+    LeafMaySignCertificates,
+    /// cRLSign on a leaf.
+    LeafMaySignCrls,
+    /// No key usage at all.
+    NoKeyUsage,
+    /// SPIFFE ID without a path.
+    RootPath,
+    /// A URI SAN that is no SPIFFE ID.
+    NotASpiffeUri,
+}
+
+/// A chain with its key.
+pub struct TestIdentity {
+    /// Leaf first, DER.
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS#8.
+    pub key: PrivateKeyDer,
+}
+
+fn date(t: UnixTime) -> time::OffsetDateTime {
+    time::OffsetDateTime::from_unix_timestamp(t.secs()).expect("date")
+}
+
+impl TestCa {
+    /// Makes the certificate of `story` for the workload `path`.
+    pub fn story(&self, story: Story, path: &str) -> TestIdentity {
+        let hour = std::time::Duration::from_secs(3600);
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "story");
+        params.not_before = date(self.now - hour - hour);
+        params.not_after = date(self.now + hour);
+        params.use_authority_key_identifier_extension = true;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let uri = |s: String| SanType::URI(Ia5String::try_from(s).expect("ia5"));
+        let td = &self.trust_domain;
+        params.subject_alt_names = vec![uri(format!("spiffe://{td}{path}"))];
+        match story {
+            Story::Good | Story::WrongCa | Story::MissingIntermediate => {}
+            Story::Expired => params.not_after = date(self.now - hour),
+            Story::NotYetValid => params.not_before = date(self.now + hour / 2),
+            Story::TwoUriSans => params
+                .subject_alt_names
+                .push(uri(format!("spiffe://{td}/second"))),
+            Story::NoUriSan => {
+                params.subject_alt_names =
+                    vec![SanType::DnsName(Ia5String::try_from("web.test").expect("ia5"))];
+            }
+            Story::CaAsLeaf => {
+                params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+                params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+            }
+            Story::WrongTrustDomain => {
+                params.subject_alt_names = vec![uri(format!("spiffe://elsewhere.test{path}"))];
+            }
+            Story::WrongEku => {
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+            }
+            Story::ClientOnlyEku => {
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            }
+            Story::ServerOnlyEku => {
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            }
+            Story::NoDigitalSignature => {
+                params.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+            }
+            Story::LeafMaySignCertificates => params.key_usages.push(KeyUsagePurpose::KeyCertSign),
+            Story::LeafMaySignCrls => params.key_usages.push(KeyUsagePurpose::CrlSign),
+            Story::NoKeyUsage => params.key_usages.clear(),
+            Story::RootPath => params.subject_alt_names = vec![uri(format!("spiffe://{td}"))],
+            Story::NotASpiffeUri => {
+                params.subject_alt_names = vec![uri("https://web.test/".into())];
+            }
+        }
+        let other;
+        let ca = if story == Story::WrongCa {
+            other = TestCa::new(td.as_str(), self.now);
+            &other
+        } else {
+            self
+        };
+        let issuer_key = KeyPair::try_from(ca.intermediate_key.pkcs8().expose_pkcs8())
+            .expect("issuer key");
+        let issuer = Issuer::from_ca_cert_der(&ca.intermediate.clone().into(), issuer_key)
+            .expect("issuer");
+        let leaf = params.signed_by(&key, &issuer).expect("sign").der().to_vec();
+        let mut chain = vec![leaf];
+        if story != Story::MissingIntermediate {
+            chain.push(ca.intermediate.clone());
+        }
+        TestIdentity { chain, key: PrivateKeyDer::new(key.serialize_der()) }
+    }
+}
