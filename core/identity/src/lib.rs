@@ -2,6 +2,8 @@
 //! well formed. Everything else in the workspace relies on that and never re-checks a string.
 
 mod bundle;
+mod dns_name;
+mod entry;
 mod selector;
 mod spiffe_id;
 mod svid;
@@ -9,8 +11,10 @@ mod time;
 mod trust_domain;
 
 pub use bundle::{Bundle, BundleError, BundleSet, JwtAuthority, X509Authority};
+pub use dns_name::{DnsName, DnsNameError};
+pub use entry::{Entry, EntryError};
 pub use selector::{Selector, SelectorError, SelectorSet};
 pub use spiffe_id::{IdError, SpiffeId};
-pub use svid::{PrivateKeyDer, X509Svid};
+pub use svid::{PrivateKeyDer, X509Context, X509Svid};
 pub use time::UnixTime;
 pub use trust_domain::{TrustDomain, TrustDomainError};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::SpiffeId;
+use crate::{BundleSet, SpiffeId};
 
 /// A private key, unencrypted PKCS#8 DER. Wiped on drop, never printed.
 #[derive(Clone)]
@@ -39,6 +39,16 @@ pub struct X509Svid {
     pub key: PrivateKeyDer,
     /// Operator's hint (Workload API §8), at most 1024 bytes; empty for none.
     pub hint: String,
+}
+
+/// What a workload holds at one moment: its SVIDs (default first) and every bundle it may use. Always
+/// the full set, never a difference (Workload API §4.3).
+#[derive(Clone, Debug, Default)]
+pub struct X509Context {
+    /// The workload's identities; the first is the default (Workload API §8).
+    pub svids: Vec<X509Svid>,
+    /// Own and federated trust domains.
+    pub bundles: BundleSet,
 }
 
 #[cfg(test)]

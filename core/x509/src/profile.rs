@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use countersign_identity::{SpiffeId, UnixTime};
+use countersign_identity::{DnsName, SpiffeId, UnixTime};
 use der::asn1::{BitString, Ia5String, OctetString};
 use der::{Any, Decode, Encode, Sequence};
 use x509_cert::ext::Extension;
@@ -85,44 +85,9 @@ impl SignatureAlgorithm {
     }
 }
 
-/// A DNS name for a SAN: lower-case labels of letters, digits and hyphens, optionally `*.` in front;
-/// at most 253 bytes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DnsName(String);
-
-impl DnsName {
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for DnsName {
-    type Err = ProfileError;
-    fn from_str(s: &str) -> Result<Self, ProfileError> {
-        let labels = s.strip_prefix("*.").unwrap_or(s);
-        let good = !labels.is_empty()
-            && s.len() <= 253
-            && labels.split('.').all(|l| {
-                (1..=63).contains(&l.len())
-                    && !l.starts_with('-')
-                    && !l.ends_with('-')
-                    && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-            });
-        if good {
-            Ok(Self(s.to_ascii_lowercase()))
-        } else {
-            Err(ProfileError::DnsName(s.escape_default().to_string()))
-        }
-    }
-}
-
 /// Why a certificate cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProfileError {
-    /// Not a DNS name.
-    #[error("`{0}` is not a DNS name")]
-    DnsName(String),
     /// Encoding failed; the inputs do not fit X.509.
     #[error("cannot encode the certificate: {0}")]
     Encoding(String),
