@@ -1,1 +1,7 @@
-//! x
+//! When to renew, prepare, activate and forget: decisions on a passed-in clock, no IO.
+
+mod authority;
+mod renewal;
+
+pub use authority::{Action, AuthorityState, AuthorityTimeline, Policy as AuthorityPolicy};
+pub use renewal::{Backoff, renewal_time};

@@ -1,1 +1,8 @@
-//! x
+//! Facts about processes and sockets, from the kernel. The only crate where `unsafe` would be allowed;
+//! so far it needs none.
+
+mod listen;
+mod process;
+
+pub use listen::{ListenError, bind_tcp, bind_unix, tune};
+pub use process::{PeerProcess, ProcessError, is_descendant, parent_of, start_time_of};

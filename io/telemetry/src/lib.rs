@@ -1,1 +1,11 @@
-//! x
+//! Metrics, the handshake record, logs, and the endpoint that serves them.
+
+mod admin;
+mod logs;
+mod metrics;
+mod record;
+
+pub use admin::{AdminServer, Health};
+pub use logs::{LogFormat, init_logs};
+pub use metrics::{Direction, Metrics, Mode, Outcome, Security};
+pub use record::{AccessLog, ConnectionId, HandshakeRecord};

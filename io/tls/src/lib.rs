@@ -1,1 +1,18 @@
-//! x
+//! TLS with SPIFFE identities. The only crate that names rustls.
+//!
+//! [`Credentials`] is one immutable generation of (certificate, key, trust) with its TLS configurations
+//! built once; [`LiveCredentials`] swaps generations under running listeners. A handshake ends in a
+//! [`Session`] with the peer's [`PeerIdentity`], or in a [`HandshakeError`] that knows its code.
+
+mod credentials;
+mod error;
+mod handshake;
+mod verifier;
+
+pub use credentials::{ClientSide, CredentialError, Credentials, LiveCredentials, TlsOptions};
+pub use error::HandshakeError;
+pub use handshake::{
+    ClientStream, HandshakeInfo, ServerStream, Session, accept, accept_optional, connect,
+    connect_bootstrap, current_time, presented_chain,
+};
+pub use verifier::PeerMatcher;
