@@ -4,10 +4,15 @@
 use std::str::FromStr;
 
 use aws_lc_rs::signature as sig;
+use countersign_identity::{DnsName, SpiffeId};
 use der::asn1::{BitString, SetOfVec};
+use der::oid::AssociatedOid;
 use der::{Decode, Encode};
+use x509_cert::ext::Extension;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::name::Name;
-use x509_cert::request::{CertReq, CertReqInfo, Version};
+use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq, Version};
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use crate::profile::SignatureAlgorithm;
@@ -64,6 +69,47 @@ pub fn verify(csr_der: &[u8]) -> Result<Vec<u8>, CsrError> {
         .verify(&info, csr.signature.raw_bytes())
         .map_err(|_| CsrError::Signature)?;
     Ok(spki)
+}
+
+/// The names a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedNames {
+    /// Its one URI SAN.
+    pub id: SpiffeId,
+    /// Its DNS SANs.
+    pub dns_names: Vec<DnsName>,
+}
+
+/// The names in a request's SAN extension. Only for callers who may ask for any name.
+pub fn requested_names(csr_der: &[u8]) -> Result<RequestedNames, CsrError> {
+    let bad = |e: &dyn std::fmt::Display| CsrError::Malformed(e.to_string());
+    let csr = CertReq::from_der(csr_der).map_err(|e| bad(&e))?;
+    let mut ids = Vec::new();
+    let mut dns_names = Vec::new();
+    for attribute in csr.info.attributes.iter().filter(|a| a.oid == ExtensionReq::OID) {
+        for value in attribute.values.iter() {
+            let extensions: Vec<Extension> = value.decode_as().map_err(|e| bad(&e))?;
+            for extension in extensions.iter().filter(|e| e.extn_id == SubjectAltName::OID) {
+                let san = SubjectAltName::from_der(extension.extn_value.as_bytes())
+                    .map_err(|e| bad(&e))?;
+                for name in &san.0 {
+                    match name {
+                        GeneralName::UniformResourceIdentifier(uri) => {
+                            ids.push(SpiffeId::parse(uri.as_str()).map_err(|e| bad(&e))?);
+                        }
+                        GeneralName::DnsName(dns) => {
+                            dns_names.push(dns.as_str().parse::<DnsName>().map_err(|e| bad(&e))?);
+                        }
+                        _ => return Err(bad(&"only URI and DNS names may be asked for")),
+                    }
+                }
+            }
+        }
+    }
+    match <[SpiffeId; 1]>::try_from(ids) {
+        Ok([id]) if !id.is_trust_domain() => Ok(RequestedNames { id, dns_names }),
+        _ => Err(bad(&"exactly one URI SAN with a workload's SPIFFE ID is needed")),
+    }
 }
 
 /// Encodes a request for the key `spki_der`, signed by `sign`. The subject is SPIRE's own

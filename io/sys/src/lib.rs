@@ -5,4 +5,4 @@ mod listen;
 mod process;
 
 pub use listen::{ListenError, bind_tcp, bind_unix, tune};
-pub use process::{PeerProcess, ProcessError, is_descendant, parent_of, start_time_of};
+pub use process::{PeerProcess, ProcessError, is_descendant, own_uid, parent_of, start_time_of};

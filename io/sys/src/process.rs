@@ -72,6 +72,11 @@ impl PeerProcess {
     }
 }
 
+/// This process' effective user id.
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// Field 22 of `/proc/<pid>/stat`. The command name before it may hold anything, so fields are counted
 /// from the last `)`.
 pub fn start_time_of(pid: i32) -> Option<u64> {

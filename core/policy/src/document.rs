@@ -1,0 +1,233 @@
+//! Documents in YAML, read strictly: an unknown field, a bad value or an unsupported feature refuses the
+//! whole document, with its place and the nearest known name.
+
+mod schema;
+
+use std::collections::BTreeMap;
+
+use countersign_findings::{Code, Finding};
+use countersign_identity::UnixTime;
+
+use crate::modes::{Mode, Until};
+use crate::pattern::{Cidr, PathPattern, Pattern};
+
+/// Workload labels.
+pub type Labels = BTreeMap<String, String>;
+
+/// A document that was understood completely.
+#[derive(Clone, Debug)]
+pub enum Document {
+    /// `security.istio.io` PeerAuthentication.
+    PeerAuthentication(PeerAuthentication),
+    /// `security.istio.io` AuthorizationPolicy.
+    AuthorizationPolicy(AuthorizationPolicy),
+    /// `spire.spiffe.io` ClusterStaticEntry.
+    StaticEntry(StaticEntry),
+}
+
+impl Document {
+    /// The kind, as written in YAML.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Document::PeerAuthentication(_) => "PeerAuthentication",
+            Document::AuthorizationPolicy(_) => "AuthorizationPolicy",
+            Document::StaticEntry(_) => "ClusterStaticEntry",
+        }
+    }
+
+    /// Its namespace; empty for cluster-scoped kinds.
+    pub fn namespace(&self) -> &str {
+        match self {
+            Document::PeerAuthentication(d) => &d.namespace,
+            Document::AuthorizationPolicy(d) => &d.namespace,
+            Document::StaticEntry(_) => "",
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Document::PeerAuthentication(d) => &d.name,
+            Document::AuthorizationPolicy(d) => &d.name,
+            Document::StaticEntry(d) => &d.name,
+        }
+    }
+}
+
+/// mTLS modes for a mesh, a namespace or a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// `creationTimestamp`, if given.
+    pub created: Option<String>,
+    /// Labels a workload must have; empty for all.
+    pub selector: Labels,
+    /// The mode; `None` inherits.
+    pub mode: Option<Mode>,
+    /// Modes of single ports; `None` inherits.
+    pub port_modes: BTreeMap<u16, Option<Mode>>,
+}
+
+/// What a policy does when it matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Grants.
+    Allow,
+    /// Refuses, before any grant counts.
+    Deny,
+    /// Only notes.
+    Audit,
+}
+
+/// An authorization policy.
+#[derive(Clone, Debug)]
+pub struct AuthorizationPolicy {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Labels a workload must have; empty for all.
+    pub selector: Labels,
+    /// What it does.
+    pub action: Action,
+    /// `istio.io/dry-run`: matched and reported, never enforced.
+    pub dry_run: bool,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// One rule: any source, any operation, all conditions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rule {
+    pub(crate) from: Vec<Vec<Field>>,
+    pub(crate) to: Vec<Vec<Field>>,
+    pub(crate) when: Vec<Field>,
+}
+
+/// One field with its alternatives. `negated` is a `not…` field.
+#[derive(Clone, Debug)]
+pub(crate) struct Field {
+    /// As written, for explanations.
+    pub(crate) name: String,
+    pub(crate) negated: bool,
+    pub(crate) test: Test,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Test {
+    Principals(Vec<Pattern>),
+    Namespaces(Vec<Pattern>),
+    /// `(namespace, service account)`; the policy's namespace where none was written.
+    ServiceAccounts(Vec<(String, String)>),
+    TrustDomains(Vec<Pattern>),
+    SourceIps(Vec<Cidr>),
+    DestinationIps(Vec<Cidr>),
+    Ports(Vec<u16>),
+    Hosts(Vec<Pattern>),
+    Methods(Vec<Pattern>),
+    Paths(Vec<PathPattern>),
+    Header(String, Vec<Pattern>),
+}
+
+impl Test {
+    /// Whether it can be judged only on HTTP.
+    pub(crate) fn is_http_only(&self) -> bool {
+        matches!(
+            self,
+            Test::Hosts(_) | Test::Methods(_) | Test::Paths(_) | Test::Header(..)
+        )
+    }
+}
+
+/// A registration entry in SPIRE's controller manager's form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticEntry {
+    /// Name.
+    pub name: String,
+    /// `spiffe://…`.
+    pub spiffe_id: String,
+    /// `spiffe://…`.
+    pub parent_id: String,
+    /// `type:value` each.
+    pub selectors: Vec<String>,
+    /// Seconds.
+    pub x509_svid_ttl: Option<u64>,
+    /// Seconds.
+    pub jwt_svid_ttl: Option<u64>,
+    /// DNS SANs.
+    pub dns_names: Vec<String>,
+    /// Trust domains.
+    pub federates_with: Vec<String>,
+    /// May administer the server.
+    pub admin: bool,
+    /// May get a CA certificate.
+    pub downstream: bool,
+    /// Tells several SVIDs apart.
+    pub hint: String,
+    /// Exported to a secret store.
+    pub store_svid: bool,
+}
+
+/// Largest file in bytes.
+const MAX_INPUT: usize = 16 << 20;
+
+/// Reads every document in `text`; `origin` names the file in errors. All or nothing.
+pub fn parse(text: &str, origin: &str) -> Result<Vec<Document>, Finding> {
+    if text.len() > MAX_INPUT {
+        return Err(Finding::new(Code::ConfigSyntax, "more than 16 MiB").at(origin.to_owned()));
+    }
+    let mut out = Vec::new();
+    for (first_line, part) in split(text) {
+        let blank = part.lines().all(|l| {
+            let l = l.trim();
+            l.is_empty() || l.starts_with('#')
+        });
+        if !blank {
+            out.push(schema::read(part, origin, first_line)?);
+        }
+    }
+    if out.is_empty() {
+        return Err(Finding::new(Code::ConfigSyntax, "no document found").at(origin.to_owned()));
+    }
+    Ok(out)
+}
+
+/// Documents with the number of their first line. A `---` at the beginning of a line always separates.
+fn split(text: &str) -> Vec<(usize, &str)> {
+    let mut out = Vec::new();
+    let (mut start, mut first_line) = (0, 1);
+    let mut position = 0;
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        let bare = line.trim_end();
+        if bare == "---" || bare.starts_with("--- ") || bare == "..." {
+            out.push((first_line, &text[start..position]));
+            start = position + line.len();
+            first_line = i + 2;
+        }
+        position += line.len();
+    }
+    out.push((first_line, &text[start..]));
+    out
+}
+
+pub(crate) fn mode(text: &str, until: Option<Until>) -> Result<Option<Mode>, String> {
+    match text {
+        "UNSET" => Ok(None),
+        "STRICT" => Ok(Some(Mode::Strict)),
+        // Users have PERMISSIVE without an end today; it is accepted and stays a finding.
+        "PERMISSIVE" => Ok(Some(Mode::Permissive { until: until.unwrap_or(Until::Never) })),
+        "DISABLE" => Err("DISABLE is not supported: a proxy that does not authenticate is no proxy; remove it, or use PERMISSIVE".into()),
+        other => Err(format!("`{other}` is not a mode; use STRICT, PERMISSIVE or UNSET")),
+    }
+}
+
+pub(crate) fn until(text: &str) -> Result<Until, String> {
+    if text == "never" {
+        return Ok(Until::Never);
+    }
+    UnixTime::parse(text)
+        .map(Until::Time)
+        .ok_or_else(|| format!("`{text}` is neither an RFC 3339 time nor `never`"))
+}

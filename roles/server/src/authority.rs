@@ -1,0 +1,8 @@
+//! The CA hierarchy: root → intermediate → signing CA → leaves, and the JWT key. Everything rolls over
+//! without a restart; what replaces an authority is published before it signs.
+
+mod make;
+mod manager;
+
+pub(crate) use make::bootstrap;
+pub(crate) use manager::{AuthorityManager, IssueRequest, Issued, IssuedJwt, Lives};
