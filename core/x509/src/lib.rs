@@ -5,6 +5,8 @@
 //! Path building, signatures, constraints and CRLs are `rustls-webpki`'s; the SPIFFE rules around them, the
 //! caches, and telling causes apart are here.
 
+pub use rustls_pki_types::CertificateDer;
+
 mod anchors;
 mod cert_info;
 mod chain_error;

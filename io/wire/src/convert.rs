@@ -268,3 +268,23 @@ pub fn selectors_match(entry: &SelectorSet, wanted: &SelectorSet, behaviour: i32
         Err(_) => false,
     }
 }
+
+/// An entry as bytes, for caches.
+pub fn encode_entry(entry: &Entry) -> Vec<u8> {
+    prost::Message::encode_to_vec(&from_entry(entry))
+}
+
+/// Reads [`encode_entry`]'s bytes.
+pub fn decode_entry(bytes: &[u8]) -> Option<Entry> {
+    entry(&<types::Entry as prost::Message>::decode(bytes).ok()?).ok()
+}
+
+/// A bundle as bytes, for caches.
+pub fn encode_bundle(bundle: &Bundle) -> Vec<u8> {
+    prost::Message::encode_to_vec(&from_bundle(bundle, None))
+}
+
+/// Reads [`encode_bundle`]'s bytes.
+pub fn decode_bundle(bytes: &[u8]) -> Option<Bundle> {
+    bundle(&<types::Bundle as prost::Message>::decode(bytes).ok()?).ok()
+}

@@ -4,6 +4,7 @@
 pub mod convert;
 pub mod dial;
 mod hpack_filter;
+pub mod join;
 pub mod proto;
 mod redact;
 pub mod rpc;
