@@ -4,14 +4,18 @@ use std::time::Duration;
 
 use countersign_identity::UnixTime;
 
-/// When to renew something valid from `not_before` to `not_after`: at half of its life, moved by up to
-/// ±10 % of that half by `jitter` (0..=u32::MAX maps to −10 %…+10 %), so that a fleet started together
-/// does not renew together.
+/// Issuers date certificates back by this much; it is not part of the life that renewal divides.
+const BACKDATE: Duration = Duration::from_secs(10);
+
+/// When to renew something valid from `not_before` (dated back by 10 s) to `not_after`: at half of its
+/// life, moved by up to ±10 % of that half by `jitter` (0..=u32::MAX maps to −10 %…+10 %), so that a
+/// fleet started together does not renew together.
 pub fn renewal_time(not_before: UnixTime, not_after: UnixTime, jitter: u32) -> UnixTime {
-    let half = not_after.since(not_before) / 2;
+    let begin = (not_before + BACKDATE).min(not_after);
+    let half = not_after.since(begin) / 2;
     let spread = half / 10;
     let shift = spread.mul_f64(2.0 * f64::from(jitter) / f64::from(u32::MAX));
-    not_before + half - spread + shift
+    (begin + half - spread + shift).min(not_after)
 }
 
 /// Exponential back-off with a cap: 0.5 s, 1 s, 2 s, … `max`.
@@ -53,9 +57,10 @@ mod tests {
         fn renewal_is_near_half_life(start in 0i64..4_000_000_000, life in 10u64..400_000_000, jitter: u32) {
             let from = UnixTime::from_secs(start);
             let to = from + Duration::from_secs(life);
-            let at = renewal_time(from, to, jitter).since(from).as_secs_f64() / life as f64;
+            let backdated = from - BACKDATE;
+            let at = renewal_time(backdated, to, jitter).since(from).as_secs_f64() / life as f64;
             prop_assert!((0.35..=0.56).contains(&at) || life < 100, "{at}");
-            prop_assert!(renewal_time(from, to, jitter) < to);
+            prop_assert!(renewal_time(backdated, to, jitter) < to);
         }
     }
 

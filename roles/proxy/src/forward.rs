@@ -1,0 +1,253 @@
+//! Relaying bytes, for as long as the permit holds.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use countersign_findings::Code;
+use countersign_policy::Permit;
+use countersign_tls::current_time;
+use countersign_x509::PeerIdentity;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::shared::Shared;
+use crate::stream::Relayed;
+
+/// Read buffer of a worker; one suffices because data is written on before the next read.
+const SCRATCH: usize = 64 << 10;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// Bytes relayed in each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Relayed2 {
+    /// From the side that connected.
+    pub(crate) sent: u64,
+    /// To the side that connected.
+    pub(crate) received: u64,
+}
+
+/// Why a relay ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Both sides finished.
+    Finished,
+    /// One side broke; the other was reset.
+    Broken {
+        /// Whether it was the side that we connected to.
+        far: bool,
+        /// How.
+        error: io::Error,
+    },
+}
+
+/// One direction.
+#[derive(Default)]
+struct Half {
+    /// Read but not written; empty unless the writer is slower.
+    pending: Vec<u8>,
+    written: usize,
+    total: u64,
+    eof: bool,
+    done: bool,
+}
+
+enum Side {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
+impl Half {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut dirty = false;
+        loop {
+            while self.written < self.pending.len() {
+                match Pin::new(&mut *writer).poll_write(cx, &self.pending[self.written..]) {
+                    Poll::Ready(Ok(0)) => {
+                        return Poll::Ready(Err(Side::Writer(io::ErrorKind::WriteZero.into())));
+                    }
+                    Poll::Ready(Ok(n)) => self.written += n,
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(Side::Writer(e))),
+                    Poll::Pending => return Poll::Pending,
+                }
+                dirty = true;
+            }
+            if !self.pending.is_empty() {
+                // Freed, not kept: an idle connection holds no buffer.
+                self.pending = Vec::new();
+                self.written = 0;
+            }
+            if self.eof {
+                return match Pin::new(&mut *writer).poll_shutdown(cx) {
+                    Poll::Ready(Ok(())) => {
+                        self.done = true;
+                        Poll::Ready(Ok(()))
+                    }
+                    // The other side is gone already: nothing was lost that it wanted.
+                    Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::NotConnected => {
+                        self.done = true;
+                        Poll::Ready(Ok(()))
+                    }
+                    Poll::Ready(Err(e)) => Poll::Ready(Err(Side::Writer(e))),
+                    Poll::Pending => Poll::Pending,
+                };
+            }
+            let step = BUFFER.with_borrow_mut(|scratch| {
+                let mut buf = ReadBuf::new(scratch);
+                match Pin::new(&mut *reader).poll_read(cx, &mut buf) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(Side::Reader(e))),
+                    Poll::Ready(Ok(())) => {}
+                }
+                let data = buf.filled();
+                if data.is_empty() {
+                    self.eof = true;
+                    return Poll::Ready(Ok(()));
+                }
+                self.total += data.len() as u64;
+                let mut at = 0;
+                while at < data.len() {
+                    match Pin::new(&mut *writer).poll_write(cx, &data[at..]) {
+                        Poll::Ready(Ok(0)) => {
+                            return Poll::Ready(Err(Side::Writer(io::ErrorKind::WriteZero.into())));
+                        }
+                        Poll::Ready(Ok(n)) => at += n,
+                        Poll::Ready(Err(e)) => return Poll::Ready(Err(Side::Writer(e))),
+                        Poll::Pending => {
+                            self.pending = data[at..].to_vec();
+                            break;
+                        }
+                    }
+                }
+                dirty = true;
+                Poll::Ready(Ok(()))
+            });
+            match step {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => {
+                    if dirty
+                        && let Poll::Ready(Err(e)) = Pin::new(&mut *writer).poll_flush(cx)
+                    {
+                        return Poll::Ready(Err(Side::Writer(e)));
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+/// Relays between `near` (which connected) and `far` until both have finished. `to_far` was read from
+/// `near` already and goes first.
+pub(crate) async fn relay<A: Relayed, B: Relayed>(
+    near: &mut A,
+    far: &mut B,
+    to_far: Vec<u8>,
+    count: &mut Relayed2,
+) -> End {
+    let mut up = Half { total: to_far.len() as u64, pending: to_far, ..Half::default() };
+    let mut down = Half::default();
+    let result = std::future::poll_fn(|cx| {
+        let mut pending = false;
+        if !up.done {
+            match up.poll(cx, near, far) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(side)) => return Poll::Ready(Err((side, false))),
+                Poll::Pending => pending = true,
+            }
+        }
+        if !down.done {
+            match down.poll(cx, far, near) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(side)) => return Poll::Ready(Err((side, true))),
+                Poll::Pending => pending = true,
+            }
+        }
+        if pending { Poll::Pending } else { Poll::Ready(Ok(())) }
+    })
+    .await;
+    count.sent += up.total;
+    count.received += down.total;
+    match result {
+        Ok(()) => End::Finished,
+        Err((side, reading_far)) => {
+            // Whichever side broke, the other must not take it for a proper end.
+            let (far_broke, error) = match side {
+                Side::Reader(e) => (reading_far, e),
+                Side::Writer(e) => (!reading_far, e),
+            };
+            if far_broke {
+                near.reset_on_close();
+            } else {
+                far.reset_on_close();
+            }
+            End::Broken { far: far_broke, error }
+        }
+    }
+}
+
+/// Runs `work` under a permit: until it finishes, the peer's certificate ends, its root leaves the
+/// bundle, or `still_permitted` says no after a change of policy. The permit is the proof that a
+/// decision was made; there is no other way to get bytes relayed.
+pub(crate) async fn forward<T>(
+    permit: Permit,
+    peer: Option<&Arc<PeerIdentity>>,
+    shared: &Shared,
+    still_permitted: impl Fn() -> bool,
+    work: impl Future<Output = T>,
+) -> Result<T, Code> {
+    let life = permit.not_after().map(|end| {
+        // Valid through its last second.
+        end.since(current_time()) + Duration::from_secs(1)
+    });
+    let mut credentials = shared.credentials.subscribe();
+    let mut policies = shared.policies_changed.subscribe();
+    credentials.mark_unchanged();
+    policies.mark_unchanged();
+    // Changes between the decision and the subscription must not slip through.
+    if !still_permitted() {
+        return Err(Code::PermitWithdrawn);
+    }
+    tokio::pin!(work);
+    let end = async {
+        match life {
+            Some(life) => tokio::time::sleep(life).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            biased;
+            out = &mut work => return Ok(out),
+            () = &mut end => return Err(Code::ConnectionOutlivedCertificate),
+            Ok(()) = credentials.changed() => {
+                if let (Some(peer), Some(now)) = (peer, shared.credentials.current()) {
+                    let trusted = now
+                        .store
+                        .roots(peer.id().trust_domain())
+                        .iter()
+                        .any(|r| r.sha256 == *peer.authority_sha256());
+                    if !trusted {
+                        return Err(Code::PermitWithdrawn);
+                    }
+                }
+            }
+            Ok(()) = policies.changed() => {
+                if !still_permitted() {
+                    return Err(Code::PermitWithdrawn);
+                }
+            }
+        }
+    }
+}

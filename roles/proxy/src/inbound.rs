@@ -1,0 +1,564 @@
+//! From peers to the workload: who is it, may it, then relay.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use countersign_findings::{Code, Finding};
+use countersign_policy::{
+    AllowList, Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request, Source,
+};
+use countersign_sys::tune;
+use countersign_telemetry::{ConnectionId, Direction, HandshakeRecord, Security};
+use countersign_tls::{HandshakeInfo, Session, accept, current_time};
+use countersign_x509::{PeerIdentity, hex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::forward::{End, Relayed2, forward, relay};
+use crate::http1::{self, Exchange, H2_PREFACE, Next, looks_like_request, refusal};
+use crate::options::{InboundOptions, PeerMode, Protocol};
+use crate::shared::{CONNECT_TIMEOUT, Place, Shared, no_identity_yet};
+use crate::stream::{ReadAhead, Relayed};
+
+/// First byte of a TLS handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// One accepted connection.
+struct Inbound<'a> {
+    shared: &'a Arc<Shared>,
+    options: &'a InboundOptions,
+    from: SocketAddr,
+    local: SocketAddr,
+    id: ConnectionId,
+}
+
+/// Serves one connection from accept to close.
+pub(crate) async fn handle(
+    shared: Arc<Shared>,
+    options: Arc<InboundOptions>,
+    stream: TcpStream,
+    from: SocketAddr,
+    _place: Place,
+) {
+    let Ok(local) = stream.local_addr() else { return };
+    if tune(&stream).is_err() {
+        return;
+    }
+    let id = shared.connection_id();
+    Inbound { shared: &shared, options: &options, from, local, id }.run(stream).await;
+}
+
+impl Inbound<'_> {
+    fn mode(&self) -> Mode {
+        match self.options.mode {
+            PeerMode::Fixed(mode) => mode,
+            PeerMode::FromPolicy => self
+                .shared
+                .policies
+                .load()
+                .as_ref()
+                .and_then(|p| p.mode(self.local.port()))
+                .unwrap_or(Mode::Strict),
+        }
+    }
+
+    fn destination(&self) -> String {
+        match self.shared.credentials.current() {
+            Some(c) => c.id.to_string(),
+            None => self.local.to_string(),
+        }
+    }
+
+    fn refuse(&self, finding: &Finding) {
+        self.shared.refuse(
+            Direction::Inbound,
+            self.id,
+            self.from.to_string(),
+            self.destination(),
+            finding,
+        );
+    }
+
+    async fn run(self, stream: TcpStream) {
+        // A TLS client always speaks first, so one byte tells the two apart.
+        let mut first = [0; 1];
+        let mode = self.mode();
+        let plaintext_ok = mode.accepts_plaintext(current_time());
+        let speaks = stream.peek(&mut first);
+        if plaintext_ok {
+            // A silent client may be waiting for a server that speaks first: whoever speaks, decides.
+            match self.first_speaker(&stream, speaks).await {
+                Speaker::Client if first_is_tls(&stream).await => {}
+                Speaker::Client => return self.plaintext(stream, None).await,
+                Speaker::Server(upstream) => return self.plaintext(stream, Some(upstream)).await,
+                Speaker::Nobody => return,
+            }
+        } else {
+            match tokio::time::timeout(self.shared.handshake_timeout, speaks).await {
+                Ok(Ok(0)) | Ok(Err(_)) => return,
+                Ok(Ok(_)) if first[0] == TLS_HANDSHAKE => {}
+                Ok(Ok(_)) => return self.refuse_plaintext(stream, mode).await,
+                Err(_) => {
+                    let finding = Finding::new(
+                        Code::HandshakeTimeout,
+                        format!(
+                            "client sent nothing for {} ms",
+                            self.shared.handshake_timeout.as_millis()
+                        ),
+                    );
+                    return self.refuse(&finding);
+                }
+            }
+        }
+        self.tls(stream).await;
+    }
+
+    async fn refuse_plaintext(&self, mut stream: TcpStream, mode: Mode) {
+        let finding = match mode {
+            Mode::Permissive { .. } => Finding::new(
+                Code::PermissiveEnded,
+                "plaintext refused: the PERMISSIVE period has ended",
+            ),
+            Mode::Strict => Finding::new(
+                Code::PlaintextOnStrict,
+                format!("plaintext refused: port {} is STRICT", self.local.port()),
+            ),
+        }
+        .expected("mTLS")
+        .presented("plaintext");
+        self.refuse(&finding);
+        let mut head = [0; 1024];
+        let n = match tokio::time::timeout(Duration::from_secs(1), stream.read(&mut head)).await {
+            Ok(Ok(n)) => n,
+            _ => 0,
+        };
+        // An HTTP client gets an answer that people can read; others only the close.
+        if looks_like_request(&head[..n]) == Some(true) {
+            let _ = stream.write_all(&refusal(403, finding.code, self.id, true)).await;
+        }
+        let _ = stream.shutdown().await;
+        let _ = tokio::time::timeout(Duration::from_millis(100), stream.read(&mut head)).await;
+    }
+
+    async fn first_speaker(
+        &self,
+        client: &TcpStream,
+        speaks: impl Future<Output = std::io::Result<usize>>,
+    ) -> Speaker {
+        tokio::pin!(speaks);
+        // Most clients have spoken by now; the upstream is dialled only for those that have not.
+        tokio::select! {
+            biased;
+            spoke = &mut speaks => return Speaker::of_client(spoke),
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+        let allowed = self
+            .decide(&Source::Unauthenticated { reason: NoIdentity::Plaintext }, None)
+            .is_allowed();
+        if !allowed {
+            return Speaker::of_client(speaks.await);
+        }
+        let Ok(upstream) = self.connect().await else { return Speaker::of_client(speaks.await) };
+        let mut byte = [0; 1];
+        tokio::select! {
+            spoke = &mut speaks => Speaker::of_client(spoke),
+            spoke = upstream.peek(&mut byte) => match spoke {
+                Ok(n) if n > 0 => Speaker::Server(upstream),
+                _ => Speaker::of_client(client.peek(&mut byte).await),
+            },
+        }
+    }
+
+    async fn connect(&self) -> Result<TcpStream, Finding> {
+        dial(&self.options.forward).await
+    }
+
+    fn authorizer(&self) -> Option<Authorizer> {
+        let policies = self.shared.policies.load_full()?;
+        Some(Authorizer::new(self.options.allow.clone().map(AllowList), policies))
+    }
+
+    fn decide(&self, source: &Source<'_>, http: Option<HttpRequest<'_>>) -> Outcome {
+        let Some(authorizer) = self.authorizer() else { return Outcome::NotReady };
+        Outcome::Decided(authorizer.decide(&Request {
+            source: *source,
+            source_ip: self.from.ip(),
+            destination_ip: self.local.ip(),
+            destination_port: self.local.port(),
+            http,
+        }))
+    }
+
+    async fn tls(&self, stream: TcpStream) {
+        let Some(credentials) = self.shared.credentials.current() else {
+            return self.refuse(&no_identity_yet());
+        };
+        let session =
+            accept(ReadAhead::new(stream), &credentials, self.shared.handshake_timeout).await;
+        let Session { mut stream, peer, info } = match session {
+            Ok(session) => session,
+            Err(e) => return self.refuse(&e.finding().at(self.from.to_string())),
+        };
+        self.shared.metrics.handshake_succeeded(Direction::Inbound, info.duration);
+        self.note_handshake(&peer, &info);
+        self.established(&mut stream, Some(&peer), None).await;
+        let _ = tokio::time::timeout(Duration::from_millis(500), stream.shutdown()).await;
+    }
+
+    async fn plaintext(&self, mut stream: TcpStream, upstream: Option<TcpStream>) {
+        self.established(&mut stream, None, upstream).await;
+    }
+
+    /// Decides and relays, by protocol.
+    async fn established<C: Relayed>(
+        &self,
+        client: &mut C,
+        peer: Option<&Arc<PeerIdentity>>,
+        upstream: Option<TcpStream>,
+    ) {
+        let security = if peer.is_some() { Security::Mtls } else { Security::Plaintext };
+        let begun = Instant::now();
+        self.shared.metrics.connection_opened(Direction::Inbound, security);
+        let mut count = Relayed2::default();
+        match self.options.protocol {
+            Protocol::Tcp => self.tcp(client, peer, Vec::new(), upstream, &mut count).await,
+            Protocol::Http => self.http(client, peer, Vec::new(), &mut count).await,
+            Protocol::Auto => self.auto(client, peer, upstream, &mut count).await,
+        }
+        let life = begun.elapsed();
+        self.shared.metrics.connection_closed(
+            Direction::Inbound,
+            security,
+            life,
+            count.sent + count.received,
+        );
+        if self.shared.log.is_on() {
+            self.shared.log.write(HandshakeRecord {
+                event: "connection_closed",
+                connection_id: self.id.to_string(),
+                direction: "inbound",
+                source_workload: who(peer, self.from),
+                destination_workload: self.destination(),
+                source_identity: peer.map(|p| p.id().to_string()),
+                result: "success",
+                duration_ms: life.as_secs_f64() * 1000.0,
+                bytes_sent: Some(count.sent),
+                bytes_received: Some(count.received),
+                ..HandshakeRecord::default()
+            });
+        }
+    }
+
+    /// Whoever speaks first shows what is spoken.
+    async fn auto<C: Relayed>(
+        &self,
+        client: &mut C,
+        peer: Option<&Arc<PeerIdentity>>,
+        upstream: Option<TcpStream>,
+        count: &mut Relayed2,
+    ) {
+        let mut early = Vec::new();
+        let mut far = upstream;
+        if far.is_some() {
+            return self.tcp(client, peer, early, far, count).await;
+        }
+        let allowed_as_tcp = self.decide(&source_of(peer), None).is_allowed();
+        loop {
+            let verdict = if early.starts_with(&H2_PREFACE[..early.len().min(H2_PREFACE.len())])
+                && !early.is_empty()
+            {
+                (early.len() >= H2_PREFACE.len()).then_some(Spoken::Http2)
+            } else {
+                looks_like_request(&early).map(|http| if http { Spoken::Http1 } else { Spoken::Other })
+            };
+            match verdict {
+                Some(Spoken::Http1) => return self.http(client, peer, early, count).await,
+                Some(Spoken::Other) => return self.tcp(client, peer, early, far, count).await,
+                Some(Spoken::Http2) => {
+                    // Relayed as bytes it could carry any identity header past us.
+                    let finding = Finding::new(
+                        Code::HttpVersionUnsupported,
+                        "HTTP/2 on a port whose protocol is detected",
+                    );
+                    return self.note(peer, &finding);
+                }
+                None => {}
+            }
+            let mut buf = [0; 2048];
+            let mut byte = [0; 1];
+            tokio::select! {
+                read = client.read(&mut buf) => match read {
+                    Ok(n) if n > 0 => early.extend_from_slice(&buf[..n]),
+                    _ if early.is_empty() => return,
+                    _ => return self.tcp(client, peer, early, far, count).await,
+                },
+                () = tokio::time::sleep(Duration::from_millis(20)),
+                    if far.is_none() && early.is_empty() && allowed_as_tcp =>
+                {
+                    far = self.connect().await.ok();
+                    if far.is_none() {
+                        return self.tcp(client, peer, early, None, count).await;
+                    }
+                }
+                spoke = async {
+                    match &far {
+                        Some(far) => far.peek(&mut byte).await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    let _ = spoke;
+                    return self.tcp(client, peer, early, far, count).await;
+                }
+            }
+        }
+    }
+
+    async fn tcp<C: Relayed>(
+        &self,
+        client: &mut C,
+        peer: Option<&Arc<PeerIdentity>>,
+        early: Vec<u8>,
+        upstream: Option<TcpStream>,
+        count: &mut Relayed2,
+    ) {
+        let permit = match self.permit(peer, None) {
+            Ok(permit) => permit,
+            Err(finding) => return self.note(peer, &finding),
+        };
+        let mut far = match upstream {
+            Some(far) => far,
+            None => match self.connect().await {
+                Ok(far) => far,
+                Err(finding) => return self.note(peer, &finding),
+            },
+        };
+        let again = || self.decide(&source_of(peer), None).is_allowed();
+        let work = relay(client, &mut far, early, count);
+        match forward(permit, peer, self.shared, again, work).await {
+            Ok(End::Finished) => {}
+            Ok(End::Broken { far, error }) => {
+                tracing::debug!(connection = %self.id, far, "connection broke: {error}");
+            }
+            Err(code) => self.cut(peer, code),
+        }
+    }
+
+    async fn http<C: Relayed>(
+        &self,
+        client: &mut C,
+        peer: Option<&Arc<PeerIdentity>>,
+        early: Vec<u8>,
+        count: &mut Relayed2,
+    ) {
+        let exchange = HttpInbound { connection: self, peer };
+        let draining = self.shared.draining.subscribe();
+        // Each request is decided by itself; the permit here bounds the connection's life.
+        let permit = match exchange.connection_permit() {
+            Ok(permit) => permit,
+            Err(finding) => return self.note(peer, &finding),
+        };
+        let work = http1::serve(client, early, &exchange, self.id, draining);
+        match forward(permit, peer, self.shared, || true, work).await {
+            Ok(end) => {
+                count.sent += end.sent;
+                count.received += end.received;
+                self.shared.metrics.http_requests(Direction::Inbound, end.requests);
+                if let Some(finding) = end.failure {
+                    self.note(peer, &finding);
+                }
+            }
+            Err(code) => self.cut(peer, code),
+        }
+    }
+
+    /// Decides, counts the decision, and yields the permit.
+    fn permit(
+        &self,
+        peer: Option<&Arc<PeerIdentity>>,
+        http: Option<HttpRequest<'_>>,
+    ) -> Result<Permit, Finding> {
+        let result = match self.decide(&source_of(peer), http) {
+            Outcome::NotReady => Err(Finding::new(
+                Code::PolicyUnavailable,
+                "no policy has been loaded yet",
+            )),
+            Outcome::Decided(decision) => {
+                decision.permit().map_err(|denial: Denial| denial.finding())
+            }
+        };
+        self.shared.metrics.decided(Direction::Inbound, result.as_ref().err().map(|f| f.code));
+        result
+    }
+
+    fn cut(&self, peer: Option<&Arc<PeerIdentity>>, code: Code) {
+        self.shared.metrics.cut(code);
+        self.note(peer, &Finding::new(code, code.title()));
+    }
+
+    fn note(&self, peer: Option<&Arc<PeerIdentity>>, finding: &Finding) {
+        self.shared.note(
+            "request_denied",
+            Direction::Inbound,
+            self.id,
+            who(peer, self.from),
+            self.destination(),
+            finding,
+        );
+    }
+
+    fn note_handshake(&self, peer: &Arc<PeerIdentity>, info: &HandshakeInfo) {
+        if self.shared.log.is_on() {
+            self.shared.log.write(HandshakeRecord {
+                event: "handshake",
+                connection_id: self.id.to_string(),
+                direction: "inbound",
+                source_workload: peer.id().to_string(),
+                destination_workload: self.destination(),
+                source_identity: Some(peer.id().to_string()),
+                destination_identity: Some(self.destination()),
+                result: "success",
+                tls_version: info.version.to_owned(),
+                key_exchange: info.group.clone(),
+                resumed: info.resumed,
+                duration_ms: info.duration.as_secs_f64() * 1000.0,
+                ..HandshakeRecord::default()
+            });
+        }
+    }
+}
+
+enum Spoken {
+    Http1,
+    Http2,
+    Other,
+}
+
+enum Speaker {
+    Client,
+    Server(TcpStream),
+    Nobody,
+}
+
+impl Speaker {
+    fn of_client(spoke: std::io::Result<usize>) -> Self {
+        match spoke {
+            Ok(n) if n > 0 => Speaker::Client,
+            _ => Speaker::Nobody,
+        }
+    }
+}
+
+async fn first_is_tls(stream: &TcpStream) -> bool {
+    let mut first = [0; 1];
+    matches!(stream.peek(&mut first).await, Ok(1) if first[0] == TLS_HANDSHAKE)
+}
+
+enum Outcome {
+    NotReady,
+    Decided(Decision),
+}
+
+impl Outcome {
+    fn is_allowed(&self) -> bool {
+        matches!(self, Outcome::Decided(d) if d.is_allowed())
+    }
+}
+
+fn source_of(peer: Option<&Arc<PeerIdentity>>) -> Source<'_> {
+    match peer {
+        Some(peer) => Source::Peer(peer),
+        None => Source::Unauthenticated { reason: NoIdentity::Plaintext },
+    }
+}
+
+fn who(peer: Option<&Arc<PeerIdentity>>, from: SocketAddr) -> String {
+    peer.map_or_else(|| from.to_string(), |p| p.id().to_string())
+}
+
+/// Dials the workload or a peer.
+pub(crate) async fn dial(address: &str) -> Result<TcpStream, Finding> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            let _ = tune(&stream);
+            Ok(stream)
+        }
+        Ok(Err(e)) => Err(Finding::new(
+            Code::UpstreamUnreachable,
+            format!("cannot connect to {address}: {e}"),
+        )
+        .at(address.to_owned())),
+        Err(_) => Err(Finding::new(
+            Code::UpstreamTimeout,
+            format!("{address} did not accept within {} s", CONNECT_TIMEOUT.as_secs()),
+        )
+        .at(address.to_owned())),
+    }
+}
+
+struct HttpInbound<'a> {
+    connection: &'a Inbound<'a>,
+    peer: Option<&'a Arc<PeerIdentity>>,
+}
+
+impl HttpInbound<'_> {
+    /// A permit for the connection: the list of allowed peers is judged at once, policies at each
+    /// request, because they may depend on it.
+    fn connection_permit(&self) -> Result<Permit, Finding> {
+        use countersign_policy::{PolicySet, Workload};
+        let Some(credentials) = self.connection.shared.credentials.current() else {
+            return Err(no_identity_yet());
+        };
+        let nothing = PolicySet::compile(&[], &Workload::of(&credentials.id), 0);
+        let list = self.connection.options.allow.clone().map(AllowList);
+        let decision = Authorizer::new(list, Arc::new(nothing)).decide(&Request {
+            source: source_of(self.peer),
+            source_ip: self.connection.from.ip(),
+            destination_ip: self.connection.local.ip(),
+            destination_port: self.connection.local.port(),
+            http: None,
+        });
+        let result = decision.permit().map_err(|d| d.finding());
+        if let Err(finding) = &result {
+            self.connection.shared.metrics.decided(Direction::Inbound, Some(finding.code));
+        }
+        result
+    }
+
+    /// Envoy's form: who vouches, and what was verified.
+    fn forwarded_client_cert(&self) -> Option<String> {
+        let peer = self.peer?;
+        let mut out = String::with_capacity(256);
+        if let Some(own) = self.connection.shared.credentials.current() {
+            let _ = write!(out, "By={};", own.id);
+        }
+        let subject = peer.leaf().subject.replace(['"', '\\'], "");
+        let _ = write!(out, "Hash={};Subject=\"{subject}\";URI={}", hex(&peer.leaf().sha256), peer.id());
+        for dns in &peer.leaf().dns_sans {
+            let _ = write!(out, ";DNS={dns}");
+        }
+        // What goes into a header must not end it.
+        out.bytes().all(|b| (0x20..0x7f).contains(&b)).then_some(out)
+    }
+}
+
+impl Exchange for HttpInbound<'_> {
+    type Upstream = TcpStream;
+
+    fn judge(&self, method: &str, host: &str, path: &str, fields: &[(&str, &str)]) -> Next {
+        let request = HttpRequest { method, host, path, headers: fields };
+        match self.connection.permit(self.peer, Some(request)) {
+            Ok(_permit) => Next::Forward(self.forwarded_client_cert()),
+            Err(finding) => Next::Refuse(finding),
+        }
+    }
+
+    fn connect(&self) -> impl Future<Output = Result<TcpStream, Finding>> + Send {
+        dial(&self.connection.options.forward)
+    }
+
+    fn strips_identity(&self) -> bool {
+        true
+    }
+}
