@@ -1,0 +1,58 @@
+//! `countersign token`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use countersign_findings::Finding;
+use countersign_identity::UnixTime;
+use serde::Serialize;
+
+use super::{Global, parse_duration};
+use crate::client::Server;
+use crate::output::{self, Format};
+
+#[derive(Args)]
+pub(crate) struct Token {
+    /// How long it may be used
+    #[arg(long, value_parser = parse_duration, default_value = "10m")]
+    ttl: Duration,
+    /// Address under which the agent reaches the server, if not the one it listens on
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// Print only the token, for SPIRE's agents; they need the bundle beside it
+    #[arg(long)]
+    raw: bool,
+}
+
+#[derive(Serialize)]
+struct Made {
+    join: String,
+    token: String,
+    server: String,
+    trust_domain: String,
+    expires_at: String,
+}
+
+impl Token {
+    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode, Finding> {
+        let server = Server::new(&global.data_dir()?);
+        let ttl = i32::try_from(self.ttl.as_secs()).unwrap_or(i32::MAX);
+        let (join, expires_at) = server.join_string(ttl, self.server).await?;
+        match global.output {
+            Format::Json => output::json(
+                "countersign.token/v1",
+                &Made {
+                    join: join.encode(),
+                    token: join.token.clone(),
+                    server: join.server.clone(),
+                    trust_domain: join.trust_domain.to_string(),
+                    expires_at: UnixTime::from_secs(expires_at).to_string(),
+                },
+            )?,
+            Format::Table if self.raw => output::line(&join.token)?,
+            Format::Table => output::line(&join.encode())?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
