@@ -84,9 +84,9 @@ impl TestCa {
             Story::Good | Story::WrongCa | Story::MissingIntermediate => {}
             Story::Expired => params.not_after = date(self.now - hour),
             Story::NotYetValid => params.not_before = date(self.now + hour / 2),
-            Story::TwoUriSans => params
-                .subject_alt_names
-                .push(uri(format!("spiffe://{td}/second"))),
+            Story::TwoUriSans => {
+                params.subject_alt_names.push(uri(format!("spiffe://{td}/second")))
+            }
             Story::NoUriSan => {
                 params.subject_alt_names =
                     vec![SanType::DnsName(Ia5String::try_from("web.test").expect("ia5"))];
@@ -125,10 +125,10 @@ impl TestCa {
         } else {
             self
         };
-        let issuer_key = KeyPair::try_from(ca.intermediate_key.pkcs8().expose_pkcs8())
-            .expect("issuer key");
-        let issuer = Issuer::from_ca_cert_der(&ca.intermediate.clone().into(), issuer_key)
-            .expect("issuer");
+        let issuer_key =
+            KeyPair::try_from(ca.intermediate_key.pkcs8().expose_pkcs8()).expect("issuer key");
+        let issuer =
+            Issuer::from_ca_cert_der(&ca.intermediate.clone().into(), issuer_key).expect("issuer");
         let leaf = params.signed_by(&key, &issuer).expect("sign").der().to_vec();
         let mut chain = vec![leaf];
         if story != Story::MissingIntermediate {

@@ -22,8 +22,7 @@ pub(crate) fn check() -> Result<()> {
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .current_dir(crate::root())
         .output()?;
-    let meta: serde_json::Value =
-        serde_json::from_slice(&out.stdout).context("cargo metadata")?;
+    let meta: serde_json::Value = serde_json::from_slice(&out.stdout).context("cargo metadata")?;
     let packages = meta["packages"].as_array().context("packages")?;
     let root = crate::root().display().to_string();
     let place = |name: &str| {

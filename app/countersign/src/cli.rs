@@ -119,7 +119,11 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let global = cli.global;
     let quiet_by_default = !matches!(
         cli.command,
-        Command::Server(_) | Command::Agent(_) | Command::Up(_) | Command::Proxy(_) | Command::Run(_)
+        Command::Server(_)
+            | Command::Agent(_)
+            | Command::Up(_)
+            | Command::Proxy(_)
+            | Command::Run(_)
     );
     let level = match (i32::from(global.verbose) - i32::from(global.quiet), quiet_by_default) {
         (..=-2, _) => "error",
@@ -130,19 +134,16 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     };
     let format = if global.log_json { LogFormat::Json } else { LogFormat::Text };
     init_logs(format, global.log.as_deref().unwrap_or(level));
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            return output::fail(
-                &Finding::new(Code::InternalError, format!("cannot start: {e}")),
-                global.output,
-            );
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                return output::fail(
+                    &Finding::new(Code::InternalError, format!("cannot start: {e}")),
+                    global.output,
+                );
+            }
+        };
     let result = runtime.block_on(async {
         match cli.command {
             Command::Demo(c) => c.run(&global).await,

@@ -79,8 +79,12 @@ impl Server {
         ttl_secs: i32,
         server_address: Option<String>,
     ) -> Result<(JoinString, i64), Finding> {
-        let info =
-            self.admin().info(own::InfoRequest {}).await.map_err(|s| self.refused(&s))?.into_inner();
+        let info = self
+            .admin()
+            .info(own::InfoRequest {})
+            .await
+            .map_err(|s| self.refused(&s))?
+            .into_inner();
         let bundle = self
             .bundles()
             .get_bundle(bundle::v1::GetBundleRequest::default())

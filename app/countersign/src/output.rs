@@ -18,8 +18,8 @@ pub(crate) enum Format {
 
 /// Prints a document. `schema` names its version.
 pub(crate) fn json<T: Serialize>(schema: &str, body: &T) -> Result<(), Finding> {
-    let mut value = serde_json::to_value(body)
-        .map_err(|e| Finding::new(Code::InternalError, e.to_string()))?;
+    let mut value =
+        serde_json::to_value(body).map_err(|e| Finding::new(Code::InternalError, e.to_string()))?;
     if let Some(map) = value.as_object_mut() {
         map.insert("schema".into(), schema.into());
     }

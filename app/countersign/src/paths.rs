@@ -30,10 +30,7 @@ pub(crate) fn agent_socket(data_dir: &std::path::Path) -> PathBuf {
 
 /// A socket path from `unix:///path`, `unix:/path` or a plain path (Workload Endpoint §4).
 pub(crate) fn parse_socket(text: &str) -> Result<PathBuf, String> {
-    let path = text
-        .strip_prefix("unix://")
-        .or_else(|| text.strip_prefix("unix:"))
-        .unwrap_or(text);
+    let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
     if path.contains("://") {
         return Err(format!("`{text}`: only unix: sockets are supported"));
     }

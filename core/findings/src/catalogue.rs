@@ -343,10 +343,7 @@ mod tests {
             assert!(code as u16 > last, "{code} is out of order");
             last = code as u16;
             assert!(slugs.insert(code.slug()), "{code} repeats a slug");
-            assert!(
-                code.slug().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
-                "{code}"
-            );
+            assert!(code.slug().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{code}");
             assert_eq!(code.as_str().len(), 6);
         }
     }

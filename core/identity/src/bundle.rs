@@ -66,10 +66,8 @@ impl Bundle {
     /// A bundle of X.509 roots given as DER.
     pub fn of_x509(trust_domain: TrustDomain, roots: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let mut bundle = Self::new(trust_domain);
-        bundle.x509_authorities = roots
-            .into_iter()
-            .map(|der| X509Authority { der, tainted: false })
-            .collect();
+        bundle.x509_authorities =
+            roots.into_iter().map(|der| X509Authority { der, tainted: false }).collect();
         bundle
     }
 
@@ -80,10 +78,7 @@ impl Bundle {
 
     /// All X.509 roots one after another, DER, as the Workload API carries them.
     pub fn x509_der_concatenated(&self) -> Vec<u8> {
-        self.x509_authorities
-            .iter()
-            .flat_map(|a| a.der.iter().copied())
-            .collect()
+        self.x509_authorities.iter().flat_map(|a| a.der.iter().copied()).collect()
     }
 }
 

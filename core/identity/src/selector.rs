@@ -44,10 +44,7 @@ impl Selector {
         if len > Self::MAX_LEN {
             return Err(SelectorError::TooLong(len));
         }
-        Ok(Self {
-            kind: kind.to_owned(),
-            value: value.to_owned(),
-        })
+        Ok(Self { kind: kind.to_owned(), value: value.to_owned() })
     }
 
     /// The attestor that vouches for it (`unix`, `k8s`, …).
@@ -64,9 +61,8 @@ impl Selector {
 impl FromStr for Selector {
     type Err = SelectorError;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let (kind, value) = s
-            .split_once(':')
-            .ok_or_else(|| SelectorError::NoColon(s.to_owned()))?;
+        let (kind, value) =
+            s.split_once(':').ok_or_else(|| SelectorError::NoColon(s.to_owned()))?;
         Self::new(kind, value)
     }
 }

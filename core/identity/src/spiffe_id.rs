@@ -90,17 +90,11 @@ impl SpiffeId {
         if uri.len() > Self::MAX_LEN {
             return Err(IdError::TooLong(uri.len()));
         }
-        Ok(Self {
-            trust_domain,
-            uri: uri.into(),
-        })
+        Ok(Self { trust_domain, uri: uri.into() })
     }
 
     pub(crate) fn of_trust_domain(trust_domain: &TrustDomain) -> Self {
-        Self {
-            uri: format!("spiffe://{trust_domain}").into(),
-            trust_domain: trust_domain.clone(),
-        }
+        Self { uri: format!("spiffe://{trust_domain}").into(), trust_domain: trust_domain.clone() }
     }
 
     /// The trust domain.
@@ -136,13 +130,7 @@ impl SpiffeId {
     /// `(namespace, service account)` if the path is exactly `/ns/<namespace>/sa/<service account>`.
     pub fn namespace_and_service_account(&self) -> Option<(&str, &str)> {
         let mut parts = self.path().split('/').skip(1);
-        match (
-            parts.next(),
-            parts.next(),
-            parts.next(),
-            parts.next(),
-            parts.next(),
-        ) {
+        match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some("ns"), Some(ns), Some("sa"), Some(sa), None) => Some((ns, sa)),
             _ => None,
         }
@@ -177,10 +165,7 @@ fn check_path(path: &str) -> Result<(), IdError> {
             .chars()
             .find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_'))
         {
-            return Err(IdError::BadChar {
-                path: path.escape_default().to_string(),
-                found,
-            });
+            return Err(IdError::BadChar { path: path.escape_default().to_string(), found });
         }
     }
     Ok(())

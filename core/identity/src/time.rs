@@ -29,29 +29,21 @@ impl UnixTime {
         if let Ok(secs) = text.parse::<i64>() {
             return Some(Self(secs));
         }
-        text.parse::<jiff::Timestamp>()
-            .ok()
-            .map(|t| Self(t.as_second()))
+        text.parse::<jiff::Timestamp>().ok().map(|t| Self(t.as_second()))
     }
 }
 
 impl Add<Duration> for UnixTime {
     type Output = UnixTime;
     fn add(self, d: Duration) -> UnixTime {
-        Self(
-            self.0
-                .saturating_add(i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_add(i64::try_from(d.as_secs()).unwrap_or(i64::MAX)))
     }
 }
 
 impl Sub<Duration> for UnixTime {
     type Output = UnixTime;
     fn sub(self, d: Duration) -> UnixTime {
-        Self(
-            self.0
-                .saturating_sub(i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_sub(i64::try_from(d.as_secs()).unwrap_or(i64::MAX)))
     }
 }
 

@@ -60,11 +60,13 @@ fn jwk_of(spki_der: &[u8]) -> Option<Map<String, Value>> {
     let spki = Spki::from_der(spki_der).ok()?;
     let value = match spki.algorithm.oid.to_string().as_str() {
         EC => {
-            let curve = spki.algorithm.parameters?.decode_as::<ObjectIdentifier>().ok()?.to_string();
+            let curve =
+                spki.algorithm.parameters?.decode_as::<ObjectIdentifier>().ok()?.to_string();
             let (name, _, len) = CURVES.iter().find(|(_, oid, _)| *oid == curve)?;
             let point = spki.key.raw_bytes();
             let (x, y) = point.strip_prefix(&[4])?.split_at_checked(*len)?;
-            (y.len() == *len).then(|| json!({"kty": "EC", "crv": name, "x": b64(x), "y": b64(y)}))?
+            (y.len() == *len)
+                .then(|| json!({"kty": "EC", "crv": name, "x": b64(x), "y": b64(y)}))?
         }
         RSA => {
             let key = RsaKey::from_der(spki.key.raw_bytes()).ok()?;
@@ -80,9 +82,7 @@ fn spki_of(jwk: &Map<String, Value>) -> Result<Vec<u8>, String> {
         jwk.get(name).and_then(Value::as_str).ok_or_else(|| format!("`{name}` is missing"))
     };
     let bytes = |name: &str| {
-        URL_SAFE_NO_PAD
-            .decode(text(name)?)
-            .map_err(|e| format!("`{name}` is not base64url: {e}"))
+        URL_SAFE_NO_PAD.decode(text(name)?).map_err(|e| format!("`{name}` is not base64url: {e}"))
     };
     let der = |e: der::Error| e.to_string();
     let (algorithm, key) = match text("kty")? {
@@ -96,8 +96,7 @@ fn spki_of(jwk: &Map<String, Value>) -> Result<Vec<u8>, String> {
             if x.len() != *len || y.len() != *len {
                 return Err(format!("`x` and `y` must have {len} bytes"));
             }
-            let parameters =
-                Any::encode_from(&ObjectIdentifier::new_unwrap(oid)).map_err(der)?;
+            let parameters = Any::encode_from(&ObjectIdentifier::new_unwrap(oid)).map_err(der)?;
             (
                 Algorithm { oid: ObjectIdentifier::new_unwrap(EC), parameters: Some(parameters) },
                 [&[4][..], &x, &y].concat(),
@@ -109,10 +108,7 @@ fn spki_of(jwk: &Map<String, Value>) -> Result<Vec<u8>, String> {
                 exponent: Uint::new(&bytes("e")?).map_err(der)?,
             };
             (
-                Algorithm {
-                    oid: ObjectIdentifier::new_unwrap(RSA),
-                    parameters: Some(Any::null()),
-                },
+                Algorithm { oid: ObjectIdentifier::new_unwrap(RSA), parameters: Some(Any::null()) },
                 key.to_der().map_err(der)?,
             )
         }
@@ -133,11 +129,8 @@ fn jwt_key(key: &JwtAuthority, with_use: bool) -> Result<Value, JwksError> {
 
 /// The JWT keys alone, as the Workload API's JWT bundles carry them (§6.2.2).
 pub fn jwt_keys_to_jwks(bundle: &Bundle) -> Result<Vec<u8>, JwksError> {
-    let keys: Vec<Value> = bundle
-        .jwt_authorities
-        .iter()
-        .map(|k| jwt_key(k, true))
-        .collect::<Result<_, _>>()?;
+    let keys: Vec<Value> =
+        bundle.jwt_authorities.iter().map(|k| jwt_key(k, true)).collect::<Result<_, _>>()?;
     Ok(json!({"keys": keys}).to_string().into_bytes())
 }
 

@@ -127,7 +127,10 @@ pub fn validate(
     now: UnixTime,
 ) -> Result<JwtSvid, JwtError> {
     if token.len() > MAX_TOKEN {
-        return Err(malformed(format!("token has {} bytes; the limit is {MAX_TOKEN}", token.len())));
+        return Err(malformed(format!(
+            "token has {} bytes; the limit is {MAX_TOKEN}",
+            token.len()
+        )));
     }
     let mut parts = token.split('.');
     let (Some(header64), Some(payload64), Some(signature64), None) =
@@ -146,11 +149,13 @@ pub fn validate(
     match header.get("typ") {
         None => {}
         Some(Value::String(t)) if t == "JWT" || t == "JOSE" => {}
-        Some(_) => return Err(malformed("header `typ` must be JWT or JOSE (JWT-SVID section 2.3)")),
+        Some(_) => {
+            return Err(malformed("header `typ` must be JWT or JOSE (JWT-SVID section 2.3)"));
+        }
     }
     let alg = text("alg").ok_or_else(|| malformed("header `alg` is missing"))?;
-    let verification = algorithm(alg)
-        .ok_or_else(|| JwtError::Algorithm(alg.chars().take(20).collect()))?;
+    let verification =
+        algorithm(alg).ok_or_else(|| JwtError::Algorithm(alg.chars().take(20).collect()))?;
     let kid = text("kid")
         .filter(|k| !k.is_empty())
         .ok_or_else(|| malformed("header `kid` is missing"))?;

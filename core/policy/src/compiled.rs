@@ -84,10 +84,8 @@ impl PolicySet {
     }
 
     fn add(&mut self, p: &AuthorizationPolicy) {
-        let compiled = Compiled {
-            name: format!("{}/{}", p.namespace, p.name).into(),
-            rules: p.rules.clone(),
-        };
+        let compiled =
+            Compiled { name: format!("{}/{}", p.namespace, p.name).into(), rules: p.rules.clone() };
         if p.dry_run {
             self.audit.push(compiled);
             return;
@@ -134,7 +132,11 @@ impl PolicySet {
                         policy: Some(Arc::clone(&policy.name)),
                         rule: Some(i),
                         field: None,
-                        message: format!("{} is denied by policy {}, rule {i}", who(request), policy.name),
+                        message: format!(
+                            "{} is denied by policy {}, rule {i}",
+                            who(request),
+                            policy.name
+                        ),
                     });
                 }
             }
@@ -144,7 +146,11 @@ impl PolicySet {
         }
         for policy in &self.allow {
             if policy.rules.iter().any(|rule| self.matches(rule, request, Reach::Narrow)) {
-                return Decision::allow(&request.source, Some(Arc::clone(&policy.name)), self.generation);
+                return Decision::allow(
+                    &request.source,
+                    Some(Arc::clone(&policy.name)),
+                    self.generation,
+                );
             }
         }
         Decision::deny(self.closest(request))
@@ -179,9 +185,8 @@ impl PolicySet {
         // Namespaces and accounts mean the local trust domain's, unless refusing.
         let local = |id: &&SpiffeId| reach == Reach::Wide || id.is_member_of(&self.trust_domain);
         match test {
-            Test::Principals(list) => peer.is_some_and(|id| {
-                list.iter().any(|p| p.matches_segments(id.principal(), reach))
-            }),
+            Test::Principals(list) => peer
+                .is_some_and(|id| list.iter().any(|p| p.matches_segments(id.principal(), reach))),
             Test::Namespaces(list) => peer
                 .filter(local)
                 .and_then(SpiffeId::namespace)
@@ -190,8 +195,9 @@ impl PolicySet {
                 .filter(local)
                 .and_then(SpiffeId::namespace_and_service_account)
                 .is_some_and(|(ns, sa)| list.iter().any(|(n, s)| n == ns && s == sa)),
-            Test::TrustDomains(list) => peer
-                .is_some_and(|id| list.iter().any(|p| p.matches(id.trust_domain().as_str()))),
+            Test::TrustDomains(list) => {
+                peer.is_some_and(|id| list.iter().any(|p| p.matches(id.trust_domain().as_str())))
+            }
             Test::SourceIps(list) => list.iter().any(|c| c.contains(request.source_ip)),
             Test::DestinationIps(list) => list.iter().any(|c| c.contains(request.destination_ip)),
             Test::Ports(list) => list.contains(&request.destination_port),
@@ -205,12 +211,9 @@ impl PolicySet {
                 request.http.is_some_and(|h| list.iter().any(|p| p.matches(h.path)))
             }
             Test::Header(name, list) => request.http.is_some_and(|h| {
-                h.headers
-                    .iter()
-                    .filter(|(n, _)| n.eq_ignore_ascii_case(name))
-                    .any(|(_, v)| {
-                        list.iter().any(|p| p.matches(v) || *p == crate::pattern::Pattern::Present)
-                    })
+                h.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).any(|(_, v)| {
+                    list.iter().any(|p| p.matches(v) || *p == crate::pattern::Pattern::Present)
+                })
             }),
         }
     }

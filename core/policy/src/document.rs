@@ -134,10 +134,7 @@ pub(crate) enum Test {
 impl Test {
     /// Whether it can be judged only on HTTP.
     pub(crate) fn is_http_only(&self) -> bool {
-        matches!(
-            self,
-            Test::Hosts(_) | Test::Methods(_) | Test::Paths(_) | Test::Header(..)
-        )
+        matches!(self, Test::Hosts(_) | Test::Methods(_) | Test::Paths(_) | Test::Header(..))
     }
 }
 

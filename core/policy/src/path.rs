@@ -66,7 +66,10 @@ fn pass(path: &str) -> Result<String, PathError> {
         match bytes[i] {
             b'\\' => decoded.push(b'/'),
             b'%' => {
-                let value = match (bytes.get(i + 1).and_then(|b| hex(*b)), bytes.get(i + 2).and_then(|b| hex(*b))) {
+                let value = match (
+                    bytes.get(i + 1).and_then(|b| hex(*b)),
+                    bytes.get(i + 2).and_then(|b| hex(*b)),
+                ) {
                     (Some(high), Some(low)) => high << 4 | low,
                     _ => return Err(PathError::Forbidden),
                 };
@@ -154,7 +157,11 @@ mod tests {
         ] {
             assert_eq!(normalize(input), Err(why), "{input}");
         }
-        assert_eq!(normalize("/%252e%252e/admin").as_deref(), Ok("/%252e%252e/admin"), "a literal %25 stays");
+        assert_eq!(
+            normalize("/%252e%252e/admin").as_deref(),
+            Ok("/%252e%252e/admin"),
+            "a literal %25 stays"
+        );
     }
 
     proptest! {

@@ -189,8 +189,9 @@ impl FromStr for Cidr {
             Some((a, b)) => (a, Some(b)),
             None => (s, None),
         };
-        let base: IpAddr =
-            address.parse().map_err(|_| format!("`{}` is not an IP address", s.escape_default()))?;
+        let base: IpAddr = address
+            .parse()
+            .map_err(|_| format!("`{}` is not an IP address", s.escape_default()))?;
         let most = if base.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
             None => most,
@@ -240,7 +241,9 @@ mod tests {
         assert!(!prod.matches_segments("corp.test/ns/prod-evil/sa/x", Reach::Narrow));
         assert!(prod.matches_segments("corp.test/ns/prod-evil/sa/x", Reach::Wide));
         assert!(p("corp.test/ns/prod/*").matches_segments("corp.test/ns/prod/sa/x", Reach::Narrow));
-        assert!(p("corp.test/ns/a/sa/web-*").matches_segments("corp.test/ns/a/sa/web-1", Reach::Narrow));
+        assert!(
+            p("corp.test/ns/a/sa/web-*").matches_segments("corp.test/ns/a/sa/web-1", Reach::Narrow)
+        );
         assert!(p("*/sa/web").matches_segments("corp.test/ns/a/sa/web", Reach::Narrow));
     }
 

@@ -83,10 +83,8 @@ impl TrustStore {
             let mut anchors = Vec::new();
             let mut infos = Vec::new();
             for (index, authority) in bundle.x509_authorities.iter().enumerate() {
-                let info = CertInfo::parse(&authority.der).map_err(|source| AnchorError::Parse {
-                    trust_domain: td.clone(),
-                    index,
-                    source,
+                let info = CertInfo::parse(&authority.der).map_err(|source| {
+                    AnchorError::Parse { trust_domain: td.clone(), index, source }
                 })?;
                 let not_authority = |detail: String| AnchorError::NotAnAuthority {
                     trust_domain: td.clone(),
@@ -101,20 +99,9 @@ impl TrustStore {
                 anchors.push(anchor);
                 infos.push(info);
             }
-            domains.insert(
-                td.clone(),
-                Anchors {
-                    anchors,
-                    infos,
-                    cache: Mutex::default(),
-                },
-            );
+            domains.insert(td.clone(), Anchors { anchors, infos, cache: Mutex::default() });
         }
-        Ok(Self {
-            domains,
-            known_issuers: Vec::new(),
-            generation,
-        })
+        Ok(Self { domains, known_issuers: Vec::new(), generation })
     }
 
     /// Tells the store about intermediates that exist in the trust domain (usually those of our own

@@ -108,10 +108,8 @@ impl CertInfo {
             }
         }
         let constraints = tbs.get_extension::<BasicConstraints>().map_err(fail)?;
-        let key_usage = tbs
-            .get_extension::<KeyUsage>()
-            .map_err(fail)?
-            .map(|(critical, ku)| KeyUsageFacts {
+        let key_usage =
+            tbs.get_extension::<KeyUsage>().map_err(fail)?.map(|(critical, ku)| KeyUsageFacts {
                 digital_signature: ku.digital_signature(),
                 key_cert_sign: ku.key_cert_sign(),
                 crl_sign: ku.crl_sign(),

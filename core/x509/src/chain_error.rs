@@ -140,18 +140,16 @@ impl ChainError {
         }
         match &self.cause {
             ChainCause::Expired { not_after, .. } => {
-                finding = finding
-                    .expected(format!("a certificate valid at {}", self.now))
-                    .hint(format!(
+                finding =
+                    finding.expected(format!("a certificate valid at {}", self.now)).hint(format!(
                         "it ended {} s ago by this clock; {}",
                         self.now.since(*not_after).as_secs(),
                         Code::CertificateExpired.hint()
                     ));
             }
             ChainCause::NotYetValid { not_before, .. } => {
-                finding = finding
-                    .expected(format!("a certificate valid at {}", self.now))
-                    .hint(format!(
+                finding =
+                    finding.expected(format!("a certificate valid at {}", self.now)).hint(format!(
                         "this clock is at least {} s behind the issuer's; {}",
                         not_before.since(self.now).as_secs(),
                         Code::CertificateNotYetValid.hint()

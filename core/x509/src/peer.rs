@@ -36,14 +36,7 @@ impl PeerIdentity {
         leaf: CertInfo,
         authority_sha256: [u8; 32],
     ) -> Self {
-        Self {
-            id,
-            role,
-            not_before: validity.0,
-            not_after: validity.1,
-            leaf,
-            authority_sha256,
-        }
+        Self { id, role, not_before: validity.0, not_after: validity.1, leaf, authority_sha256 }
     }
 
     /// The proven SPIFFE ID.

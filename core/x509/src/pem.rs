@@ -81,11 +81,8 @@ fn boundary<'a>(line: &'a str, prefix: &str) -> Option<&'a str> {
 
 /// The certificates in `text`, in order. Other blocks are skipped; none at all is an error.
 pub fn certificates(text: &[u8]) -> Result<Vec<Vec<u8>>, PemError> {
-    let certs: Vec<Vec<u8>> = parse(text)?
-        .into_iter()
-        .filter(|b| b.label == "CERTIFICATE")
-        .map(|b| b.der)
-        .collect();
+    let certs: Vec<Vec<u8>> =
+        parse(text)?.into_iter().filter(|b| b.label == "CERTIFICATE").map(|b| b.der).collect();
     if certs.is_empty() {
         return Err(PemError { line: 1, what: "no `CERTIFICATE` block found".into() });
     }

@@ -78,10 +78,7 @@ impl SignatureAlgorithm {
             SignatureAlgorithm::Ed25519 => ("1.3.101.112", None),
             SignatureAlgorithm::RsaSha256 => ("1.2.840.113549.1.1.11", Some(Any::null())),
         };
-        AlgorithmIdentifierOwned {
-            oid: der::asn1::ObjectIdentifier::new_unwrap(oid),
-            parameters,
-        }
+        AlgorithmIdentifierOwned { oid: der::asn1::ObjectIdentifier::new_unwrap(oid), parameters }
     }
 }
 
@@ -200,19 +197,17 @@ impl CertSpec<'_> {
             spki,
             extensions: self.extensions(own_ski, authority_key)?,
         };
-        Ok(ToBeSigned {
-            bytes: tbs.to_der()?,
-            algorithm,
-            not_after,
-            serial: crate::hex(&serial),
-        })
+        Ok(ToBeSigned { bytes: tbs.to_der()?, algorithm, not_after, serial: crate::hex(&serial) })
     }
 
     fn subject(&self) -> Result<Name, ProfileError> {
         let text = match (self.profile, self.dns_names.first()) {
             (Profile::Leaf, Some(dns)) => format!("CN={},O=SPIRE,C=US", dns.as_str()),
             (Profile::Leaf, None) => "O=SPIRE,C=US".to_owned(),
-            _ => format!("CN={},O=SPIFFE,C=US", self.common_name.replace([',', '+', '=', '"', '\\'], " ")),
+            _ => format!(
+                "CN={},O=SPIFFE,C=US",
+                self.common_name.replace([',', '+', '=', '"', '\\'], " ")
+            ),
         };
         Ok(Name::from_str(&text)?)
     }
@@ -276,11 +271,7 @@ fn extension<T: Encode + der::oid::AssociatedOid>(
     critical: bool,
     value: &T,
 ) -> Result<Extension, ProfileError> {
-    Ok(Extension {
-        extn_id: T::OID,
-        critical,
-        extn_value: OctetString::new(value.to_der()?)?,
-    })
+    Ok(Extension { extn_id: T::OID, critical, extn_value: OctetString::new(value.to_der()?)? })
 }
 
 /// RFC 7093 method 1: leftmost 160 bits of SHA-256 over the key bits.
@@ -289,8 +280,8 @@ fn key_identifier(spki: &SubjectPublicKeyInfoOwned) -> Vec<u8> {
 }
 
 fn to_time(t: UnixTime) -> Result<Time, ProfileError> {
-    let secs = u64::try_from(t.secs())
-        .map_err(|_| ProfileError::Encoding("a time before 1970".into()))?;
+    let secs =
+        u64::try_from(t.secs()).map_err(|_| ProfileError::Encoding("a time before 1970".into()))?;
     let date = der::DateTime::from_unix_duration(std::time::Duration::from_secs(secs))?;
     // RFC 5280 §4.1.2.5: UTCTime through 2049, GeneralizedTime after.
     Ok(if date.year() < 2050 {

@@ -13,17 +13,13 @@ pub fn spiffe_leaf(cert: &CertInfo, role: PeerRole) -> Result<SpiffeId, ChainCau
     }
     let uri = match cert.uri_sans.as_slice() {
         [] => {
-            return Err(ChainCause::NoSpiffeId {
-                subject: cert.display_name(),
-            });
+            return Err(ChainCause::NoSpiffeId { subject: cert.display_name() });
         }
         [one] => one,
         several => return Err(ChainCause::SeveralUriSans(several.to_vec())),
     };
-    let id = SpiffeId::parse(uri).map_err(|e| ChainCause::MalformedSpiffeId {
-        uri: uri.clone(),
-        detail: e.to_string(),
-    })?;
+    let id = SpiffeId::parse(uri)
+        .map_err(|e| ChainCause::MalformedSpiffeId { uri: uri.clone(), detail: e.to_string() })?;
     if id.is_trust_domain() {
         return Err(ChainCause::MalformedSpiffeId {
             uri: uri.clone(),
@@ -51,10 +47,7 @@ pub fn spiffe_leaf(cert: &CertInfo, role: PeerRole) -> Result<SpiffeId, ChainCau
             PeerRole::Server => (CertInfo::SERVER_AUTH, "serverAuth"),
         };
         if !present.iter().any(|u| u == oid || u == CertInfo::ANY_USAGE) {
-            return Err(ChainCause::WrongExtendedKeyUsage {
-                needed,
-                present: present.clone(),
-            });
+            return Err(ChainCause::WrongExtendedKeyUsage { needed, present: present.clone() });
         }
     }
     Ok(id)

@@ -119,9 +119,8 @@ impl TrustStore {
         check_validity(&leaf, now).map_err(fail)?;
 
         let intermediates = &chain[1..];
-        let end_entity = EndEntityCert::try_from(leaf_der).map_err(|e| {
-            fail(ChainCause::Malformed { index: 0, detail: e.to_string() })
-        })?;
+        let end_entity = EndEntityCert::try_from(leaf_der)
+            .map_err(|e| fail(ChainCause::Malformed { index: 0, detail: e.to_string() }))?;
         let via_known = crls
             .is_empty()
             .then(|| self.known_issuer_of(&leaf, &id, intermediates, now))
@@ -154,9 +153,8 @@ impl TrustStore {
                     .zip(&anchors.infos)
                     .filter(|(_, info)| check_validity(info, now).is_ok())
                     .collect();
-                walk(&end_entity, &leaf, intermediates, &valid, now, crls).map_err(|e| {
-                    fail(self.diagnose(e, &leaf, intermediates, &id, now))
-                })?
+                walk(&end_entity, &leaf, intermediates, &valid, now, crls)
+                    .map_err(|e| fail(self.diagnose(e, &leaf, intermediates, &id, now)))?
             }
         };
         let identity = Arc::new(PeerIdentity::verified(
@@ -189,8 +187,7 @@ impl TrustStore {
         role: PeerRole,
         now: UnixTime,
     ) -> Option<Arc<PeerIdentity>> {
-        self.cached_leaf(&crate::sha256(leaf), role)
-            .filter(|known| known.is_valid_at(now))
+        self.cached_leaf(&crate::sha256(leaf), role).filter(|known| known.is_valid_at(now))
     }
 
     fn cached_leaf(&self, digest: &[u8; 32], role: PeerRole) -> Option<Arc<PeerIdentity>> {
@@ -210,7 +207,8 @@ impl TrustStore {
     ) -> Option<Arc<VerifiedIntermediate>> {
         let digest = crate::sha256(intermediates.first()?);
         let cache = self.domains.get(id.trust_domain())?.cache.lock();
-        let known = Arc::clone(cache.unwrap_or_else(|e| e.into_inner()).intermediates.get(&digest)?);
+        let known =
+            Arc::clone(cache.unwrap_or_else(|e| e.into_inner()).intermediates.get(&digest)?);
         (known.not_before <= now && now <= known.not_after && leaf.may_be_issued_by(&known.info))
             .then_some(known)
     }
@@ -229,12 +227,7 @@ impl TrustStore {
             ChainCause::WrongTrustDomain { .. } => self.describe(None),
             _ => String::new(),
         };
-        ChainError {
-            cause,
-            now,
-            presented: leaf.map(describe_leaf).unwrap_or_default(),
-            trusted,
-        }
+        ChainError { cause, now, presented: leaf.map(describe_leaf).unwrap_or_default(), trusted }
     }
 
     /// Turns path building's verdict into the cause that helps.
@@ -331,7 +324,9 @@ fn walk(
     };
     let result = verify_path(end_entity, &anchors, intermediates, now, crls, Some(&judge));
     let anchor_subject = match &result {
-        Ok(path) => (path.anchor().subject.to_vec(), path.anchor().subject_public_key_info.to_vec()),
+        Ok(path) => {
+            (path.anchor().subject.to_vec(), path.anchor().subject_public_key_info.to_vec())
+        }
         Err(e) => {
             return Err(match cause.take() {
                 Some(cause) => PathFailure::Cause(cause),
@@ -354,20 +349,17 @@ fn walk(
     let not_after = above.clone().map(|c| c.not_after).min().unwrap_or(root.not_after);
     let may_remember =
         above.clone().all(|c| !c.has_name_constraints && c.extended_key_usage.is_none());
-    let issuer = issuers
-        .first()
-        .filter(|_| may_remember)
-        .and_then(|info| {
-            let der = intermediates.iter().find(|d| crate::sha256(d) == info.sha256)?;
-            let anchor = webpki::anchor_from_trusted_cert(der).ok()?.to_owned();
-            Some(VerifiedIntermediate {
-                anchor,
-                info: info.clone(),
-                not_before,
-                not_after,
-                authority_sha256: root.sha256,
-            })
-        });
+    let issuer = issuers.first().filter(|_| may_remember).and_then(|info| {
+        let der = intermediates.iter().find(|d| crate::sha256(d) == info.sha256)?;
+        let anchor = webpki::anchor_from_trusted_cert(der).ok()?.to_owned();
+        Some(VerifiedIntermediate {
+            anchor,
+            info: info.clone(),
+            not_before,
+            not_after,
+            authority_sha256: root.sha256,
+        })
+    });
     Ok(PathFacts {
         not_before: leaf.not_before.max(not_before),
         not_after: leaf.not_after.min(not_after),
@@ -448,9 +440,8 @@ fn translate(
             ChainCause::Constraint("a certificate that is no CA issued another".into())
         }
         // By names it reaches a root, but no path verifies: an outdated or foreign link between.
-        E::UnknownIssuer => {
-            outdated().unwrap_or_else(|| ChainCause::UnknownAuthority { issuer: leaf.issuer.clone() })
-        }
+        E::UnknownIssuer => outdated()
+            .unwrap_or_else(|| ChainCause::UnknownAuthority { issuer: leaf.issuer.clone() }),
         other => ChainCause::Constraint(format!("chain is refused: {other}")),
     }
 }

@@ -162,8 +162,7 @@ fn a_remembered_intermediate_does_not_vouch_for_forgeries() {
 #[test]
 fn federation_4_2_only_the_named_trust_domains_roots_count() {
     let (a, b) = (ca(), TestCa::new("other.test", NOW));
-    let store =
-        TrustStore::new(&BundleSet::collect([a.bundle(), b.bundle()]).unwrap(), 1).unwrap();
+    let store = TrustStore::new(&BundleSet::collect([a.bundle(), b.bundle()]).unwrap(), 1).unwrap();
     // Names `other.test` but chains to corp.test's root.
     let chain = a.story(Story::WrongTrustDomain, "/x").chain;
     assert!(verify_at(&store, &chain, PeerRole::Client, NOW).is_err());
@@ -210,25 +209,27 @@ fn crls_revoke_and_their_absence_is_not_trusted() {
     let ca = ca();
     let svid = ca.issue("/a");
     let serial = CertInfo::parse(&svid.chain[0]).unwrap().serial;
-    let bytes: Vec<u8> =
-        (0..serial.len() / 2).map(|i| u8::from_str_radix(&serial[2 * i..2 * i + 2], 16).unwrap()).collect();
+    let bytes: Vec<u8> = (0..serial.len() / 2)
+        .map(|i| u8::from_str_radix(&serial[2 * i..2 * i + 2], 16).unwrap())
+        .collect();
     let date = |t: UnixTime| time::OffsetDateTime::from_unix_timestamp(t.secs()).unwrap();
-    let list = |cert: &[u8], key: &countersign_keys::PrivateKey, revoked: Vec<RevokedCertParams>| {
-        let key = KeyPair::try_from(key.pkcs8().expose_pkcs8()).unwrap();
-        let issuer = Issuer::from_ca_cert_der(&cert.to_vec().into(), key).unwrap();
-        CertificateRevocationListParams {
-            this_update: date(NOW),
-            next_update: date(NOW + Duration::from_secs(600)),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: revoked,
-            key_identifier_method: KeyIdMethod::Sha256,
-        }
-        .signed_by(&issuer)
-        .unwrap()
-        .der()
-        .to_vec()
-    };
+    let list =
+        |cert: &[u8], key: &countersign_keys::PrivateKey, revoked: Vec<RevokedCertParams>| {
+            let key = KeyPair::try_from(key.pkcs8().expose_pkcs8()).unwrap();
+            let issuer = Issuer::from_ca_cert_der(&cert.to_vec().into(), key).unwrap();
+            CertificateRevocationListParams {
+                this_update: date(NOW),
+                next_update: date(NOW + Duration::from_secs(600)),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: revoked,
+                key_identifier_method: KeyIdMethod::Sha256,
+            }
+            .signed_by(&issuer)
+            .unwrap()
+            .der()
+            .to_vec()
+        };
     let revoked = RevokedCertParams {
         serial_number: SerialNumber::from(bytes),
         revocation_time: date(NOW),

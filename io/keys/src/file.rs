@@ -101,8 +101,7 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKey, KeyFileError> {
     if mode & 0o077 != 0 {
         return Err(KeyFileError::TooOpen { path: path.to_owned(), mode });
     }
-    let malformed =
-        |detail: String| KeyFileError::Malformed { path: path.to_owned(), detail };
+    let malformed = |detail: String| KeyFileError::Malformed { path: path.to_owned(), detail };
     let text = zeroize::Zeroizing::new(read_bounded(path, 1 << 20)?);
     let blocks = pem::parse(&text).map_err(|e| malformed(e.to_string()))?;
     let block = blocks
@@ -129,8 +128,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), KeyFileE
         crate::random_hex::<6>()
     ));
     let result = (|| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&tmp, path)?;

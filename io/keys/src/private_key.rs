@@ -75,10 +75,9 @@ impl PrivateKey {
                     .as_ref()
                     .to_vec()
             }
-            KeyAlgorithm::Ed25519 => Ed25519KeyPair::generate_pkcs8v1(&rng)
-                .map_err(crypto)?
-                .as_ref()
-                .to_vec(),
+            KeyAlgorithm::Ed25519 => {
+                Ed25519KeyPair::generate_pkcs8v1(&rng).map_err(crypto)?.as_ref().to_vec()
+            }
             KeyAlgorithm::Rsa2048 | KeyAlgorithm::Rsa4096 => {
                 let size = match algorithm {
                     KeyAlgorithm::Rsa4096 => KeySize::Rsa4096,
@@ -96,7 +95,9 @@ impl PrivateKey {
     /// Reads an unencrypted PKCS#8 key.
     pub fn from_pkcs8(pkcs8: PrivateKeyDer) -> Result<Self, KeyError> {
         let der = pkcs8.expose_pkcs8();
-        let pair = if let Ok(p) = EcdsaKeyPair::from_pkcs8(&sig::ECDSA_P256_SHA256_ASN1_SIGNING, der) {
+        let pair = if let Ok(p) =
+            EcdsaKeyPair::from_pkcs8(&sig::ECDSA_P256_SHA256_ASN1_SIGNING, der)
+        {
             Pair::Ecdsa(p, SignatureAlgorithm::EcdsaP256Sha256)
         } else if let Ok(p) = EcdsaKeyPair::from_pkcs8(&sig::ECDSA_P384_SHA384_ASN1_SIGNING, der) {
             Pair::Ecdsa(p, SignatureAlgorithm::EcdsaP384Sha384)
@@ -202,7 +203,10 @@ mod tests {
             let mut altered = csr.clone();
             *altered.last_mut().unwrap() ^= 1;
             assert!(countersign_x509::csr::verify(&altered).is_err());
-            assert!(!format!("{key:?}").contains(&countersign_x509::hex(&key.pkcs8().expose_pkcs8()[..4])));
+            assert!(
+                !format!("{key:?}")
+                    .contains(&countersign_x509::hex(&key.pkcs8().expose_pkcs8()[..4]))
+            );
         }
     }
 

@@ -69,14 +69,11 @@ impl SqliteStore {
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.send(Job::Other(Box::new(move |connection| {
-            let result = connection
-                .transaction()
-                .map_err(StoreError::from)
-                .and_then(|tx| {
-                    let out = work(&tx)?;
-                    tx.commit()?;
-                    Ok(out)
-                });
+            let result = connection.transaction().map_err(StoreError::from).and_then(|tx| {
+                let out = work(&tx)?;
+                tx.commit()?;
+                Ok(out)
+            });
             let _ = reply.send(result);
         })))
         .await?;

@@ -186,7 +186,10 @@ async fn foreign_and_newer_files_are_left_untouched() {
     let other = SqliteStore::open(&path, &TrustDomain::new("other.test").unwrap());
     assert!(matches!(other.err(), Some(StoreError::OtherTrustDomain { .. })));
     let version = |p: &Path| -> i64 {
-        rusqlite::Connection::open(p).unwrap().query_row("PRAGMA user_version", [], |r| r.get(0)).unwrap()
+        rusqlite::Connection::open(p)
+            .unwrap()
+            .query_row("PRAGMA user_version", [], |r| r.get(0))
+            .unwrap()
     };
     rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     let newer = SqliteStore::open(&path, &td());

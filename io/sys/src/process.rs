@@ -120,7 +120,11 @@ mod tests {
         let peer = PeerProcess::of(&a).unwrap();
         assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
         peer.still_alive().unwrap();
-        assert!(is_descendant(peer.pid, parent_of(peer.pid).unwrap(), start_time_of(parent_of(peer.pid).unwrap()).unwrap()));
+        assert!(is_descendant(
+            peer.pid,
+            parent_of(peer.pid).unwrap(),
+            start_time_of(parent_of(peer.pid).unwrap()).unwrap()
+        ));
         assert!(!is_descendant(1, peer.pid, peer.start_time()));
         assert!(!is_descendant(peer.pid, peer.pid, 1), "same pid, another process");
     }

@@ -181,29 +181,93 @@ impl Metrics {
             registry: Registry::default(),
         };
         // Names that alert rules in the field already use.
-        r.register("mtls_handshake_success", "Handshakes that succeeded", m.classic_success.clone());
-        r.register("mtls_handshake_failure", "Handshakes that failed, by reason", m.classic_failure.clone());
-        r.register_with_unit("mtls_handshake_duration", "Time a handshake took", Unit::Seconds, m.classic_duration.clone());
-        r.register("mtls_certificate_validation", "Peer certificates judged", m.classic_validation.clone());
-        r.register_with_unit("mtls_connection_duration", "Life of mTLS connections", Unit::Seconds, m.classic_connection.clone());
-        r.register("certificate_expiration_seconds", "End of own certificates, seconds since the epoch", m.classic_expiration.clone());
+        r.register(
+            "mtls_handshake_success",
+            "Handshakes that succeeded",
+            m.classic_success.clone(),
+        );
+        r.register(
+            "mtls_handshake_failure",
+            "Handshakes that failed, by reason",
+            m.classic_failure.clone(),
+        );
+        r.register_with_unit(
+            "mtls_handshake_duration",
+            "Time a handshake took",
+            Unit::Seconds,
+            m.classic_duration.clone(),
+        );
+        r.register(
+            "mtls_certificate_validation",
+            "Peer certificates judged",
+            m.classic_validation.clone(),
+        );
+        r.register_with_unit(
+            "mtls_connection_duration",
+            "Life of mTLS connections",
+            Unit::Seconds,
+            m.classic_connection.clone(),
+        );
+        r.register(
+            "certificate_expiration_seconds",
+            "End of own certificates, seconds since the epoch",
+            m.classic_expiration.clone(),
+        );
         // Our own, in base units.
         r.register("countersign_proxy_handshakes", "TLS handshakes", m.handshakes.clone());
-        r.register_with_unit("countersign_proxy_handshake_duration", "Time a handshake took", Unit::Seconds, m.handshake_duration.clone());
+        r.register_with_unit(
+            "countersign_proxy_handshake_duration",
+            "Time a handshake took",
+            Unit::Seconds,
+            m.handshake_duration.clone(),
+        );
         r.register("countersign_proxy_connections_opened", "Connections begun", m.opened.clone());
         r.register("countersign_proxy_connections_closed", "Connections ended", m.closed.clone());
         r.register("countersign_proxy_connections_open", "Connections now open", m.open.clone());
         r.register("countersign_proxy_authorizations", "Decisions", m.authorizations.clone());
-        r.register("countersign_proxy_connections_cut", "Live connections ended because their authority ended", m.cut.clone());
-        r.register_with_unit("countersign_proxy_relayed", "Payload relayed", Unit::Bytes, m.bytes.clone());
+        r.register(
+            "countersign_proxy_connections_cut",
+            "Live connections ended because their authority ended",
+            m.cut.clone(),
+        );
+        r.register_with_unit(
+            "countersign_proxy_relayed",
+            "Payload relayed",
+            Unit::Bytes,
+            m.bytes.clone(),
+        );
         r.register("countersign_proxy_http_requests", "HTTP requests relayed", m.requests.clone());
-        r.register("countersign_svid_rotations", "Renewals of own or workloads' SVIDs", m.rotations.clone());
+        r.register(
+            "countersign_svid_rotations",
+            "Renewals of own or workloads' SVIDs",
+            m.rotations.clone(),
+        );
         r.register("countersign_issued", "Certificates and tokens issued", m.issued.clone());
-        r.register("countersign_svid_lifetime_remaining_ratio", "Least remaining part of the life of any SVID held", m.remaining.clone());
-        r.register("countersign_policy_generation", "Generation of the policy set in force", m.policy_generation.clone());
-        r.register("countersign_policy_current", "1 if the newest policy set received is in force, 0 if it was refused", m.policy_current.clone());
-        r.register("countersign_workload_api_streams", "Open Workload API and SDS streams", m.streams.clone());
-        r.register("countersign_attestations", "Attestations of nodes and workloads", m.attestations.clone());
+        r.register(
+            "countersign_svid_lifetime_remaining_ratio",
+            "Least remaining part of the life of any SVID held",
+            m.remaining.clone(),
+        );
+        r.register(
+            "countersign_policy_generation",
+            "Generation of the policy set in force",
+            m.policy_generation.clone(),
+        );
+        r.register(
+            "countersign_policy_current",
+            "1 if the newest policy set received is in force, 0 if it was refused",
+            m.policy_current.clone(),
+        );
+        r.register(
+            "countersign_workload_api_streams",
+            "Open Workload API and SDS streams",
+            m.streams.clone(),
+        );
+        r.register(
+            "countersign_attestations",
+            "Attestations of nodes and workloads",
+            m.attestations.clone(),
+        );
         m.policy_current.set(1);
         Self { registry: r, ..m }
     }
@@ -242,8 +306,7 @@ impl Metrics {
 
     /// A connection whose relaying began.
     pub fn connection_opened(&self, direction: Direction, security: Security) {
-        let labels =
-            Connection { direction: direction.as_str(), security: security.as_str() };
+        let labels = Connection { direction: direction.as_str(), security: security.as_str() };
         self.opened.get_or_create(&labels).inc();
         self.open.get_or_create(&labels).inc();
     }
@@ -256,8 +319,7 @@ impl Metrics {
         life: Duration,
         bytes: u64,
     ) {
-        let labels =
-            Connection { direction: direction.as_str(), security: security.as_str() };
+        let labels = Connection { direction: direction.as_str(), security: security.as_str() };
         self.closed.get_or_create(&labels).inc();
         self.open.get_or_create(&labels).dec();
         if security == Security::Mtls {

@@ -100,8 +100,7 @@ impl Credentials {
         alpn: Vec<Vec<u8>>,
     ) -> Result<Self, CredentialError> {
         let malformed = |e: String| CredentialError::Certificate(e);
-        let leaf_der =
-            svid.chain.first().ok_or_else(|| malformed("the chain is empty".into()))?;
+        let leaf_der = svid.chain.first().ok_or_else(|| malformed("the chain is empty".into()))?;
         let leaf = CertInfo::parse(leaf_der).map_err(|e| malformed(e.to_string()))?;
         let id = spiffe_leaf(&leaf, PeerRole::Server).map_err(|e| malformed(e.to_string()))?;
         if bundles.bundle(id.trust_domain()).is_none() {
@@ -115,9 +114,8 @@ impl Credentials {
         let key = CertifiedKey::new(chain, provider.key_provider.load_private_key(key_der)?);
         key.keys_match().map_err(|_| CredentialError::Mismatch(id.clone()))?;
         let key = Arc::new(key);
-        let store = Arc::new(
-            TrustStore::new(bundles, generation)?.with_known_issuers(&svid.chain[1..]),
-        );
+        let store =
+            Arc::new(TrustStore::new(bundles, generation)?.with_known_issuers(&svid.chain[1..]));
         let verifier = Arc::new(Verifier::new(
             Arc::clone(&store),
             PeerMatcher::AnyTrusted,
@@ -143,13 +141,13 @@ impl Credentials {
     }
 
     /// A client configuration that accepts only `wanted` peers. Make it once per listener and generation.
-    pub fn client(&self, wanted: PeerMatcher, alpn: &[&[u8]]) -> Result<Arc<ClientSide>, CredentialError> {
-        let verifier = Arc::new(Verifier::new(
-            Arc::clone(&self.store),
-            wanted,
-            true,
-            &self.provider,
-        ));
+    pub fn client(
+        &self,
+        wanted: PeerMatcher,
+        alpn: &[&[u8]],
+    ) -> Result<Arc<ClientSide>, CredentialError> {
+        let verifier =
+            Arc::new(Verifier::new(Arc::clone(&self.store), wanted, true, &self.provider));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(versions(self.options))?
             .dangerous()

@@ -83,9 +83,7 @@ where
     let (_, connection) = stream.get_ref();
     let peer = match connection.peer_certificates() {
         None => None,
-        Some(_) => {
-            Some(judge_again(connection, &credentials.server_verifier, PeerRole::Client)?)
-        }
+        Some(_) => Some(judge_again(connection, &credentials.server_verifier, PeerRole::Client)?),
     };
     let info = info(connection, started);
     Ok(Session { stream, peer, info })
@@ -129,7 +127,10 @@ where
 
 /// The chain that whoever answers on `stream` presents, DER, unverified; for inspection only. The
 /// handshake is given up before any data could be sent.
-pub async fn presented_chain<S>(stream: S, timeout: Duration) -> Result<Vec<Vec<u8>>, HandshakeError>
+pub async fn presented_chain<S>(
+    stream: S,
+    timeout: Duration,
+) -> Result<Vec<Vec<u8>>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

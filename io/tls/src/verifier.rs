@@ -79,12 +79,7 @@ impl Verifier {
         mandatory: bool,
         provider: &CryptoProvider,
     ) -> Self {
-        Self {
-            store,
-            wanted,
-            mandatory,
-            algorithms: provider.signature_verification_algorithms,
-        }
+        Self { store, wanted, mandatory, algorithms: provider.signature_verification_algorithms }
     }
 
     /// Verifies a chain and that the peer is wanted; also used again after a resumed handshake.

@@ -28,9 +28,7 @@ pub fn from_spiffe_id(id: &SpiffeId) -> types::Spiffeid {
 
 /// Selectors from the wire.
 pub fn selectors(field: &str, list: &[types::Selector]) -> Result<SelectorSet, Finding> {
-    list.iter()
-        .map(|s| Selector::new(&s.r#type, &s.value).map_err(|e| invalid(field, e)))
-        .collect()
+    list.iter().map(|s| Selector::new(&s.r#type, &s.value).map_err(|e| invalid(field, e))).collect()
 }
 
 /// Selectors for the wire.
@@ -69,9 +67,7 @@ pub fn entry(e: &types::Entry) -> Result<Entry, Finding> {
         federates_with: e
             .federates_with
             .iter()
-            .map(|n| {
-                TrustDomain::from_name_or_id(n).map_err(|err| invalid("federates_with", err))
-            })
+            .map(|n| TrustDomain::from_name_or_id(n).map_err(|err| invalid("federates_with", err)))
             .collect::<Result<_, _>>()?,
         admin: e.admin,
         downstream: e.downstream,

@@ -59,7 +59,12 @@ enum State {
     /// Payload of a frame that is not ours to change.
     Pass(usize),
     /// Payload of HEADERS or CONTINUATION.
-    Collect { kind: u8, flags: u8, stream: u32, len: usize },
+    Collect {
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        len: usize,
+    },
 }
 
 impl Default for Machine {
@@ -92,8 +97,8 @@ impl Machine {
                         | usize::from(header[1]) << 8
                         | usize::from(header[2]);
                     let (kind, flags) = (header[3], header[4]);
-                    let stream =
-                        u32::from_be_bytes([header[5], header[6], header[7], header[8]]) & 0x7fff_ffff;
+                    let stream = u32::from_be_bytes([header[5], header[6], header[7], header[8]])
+                        & 0x7fff_ffff;
                     if len > MAX_FRAME {
                         return Err(Broken("frame is too large"));
                     }
@@ -114,8 +119,7 @@ impl Machine {
                     let n = left.min(input.len());
                     out.extend_from_slice(&input[..n]);
                     input = &input[n..];
-                    self.state =
-                        if n == left { State::FrameHeader } else { State::Pass(left - n) };
+                    self.state = if n == left { State::FrameHeader } else { State::Pass(left - n) };
                 }
                 State::Collect { len, .. } => {
                     let Some(payload) = self.take(&mut input, len) else { break };
@@ -169,8 +173,7 @@ impl Machine {
             .decode_with_cb(block, |name, value| {
                 size += name.len() + value.len() + 32;
                 if size <= MAX_LIST {
-                    let value: &[u8] =
-                        if *name == *b":authority" { b"localhost" } else { &value };
+                    let value: &[u8] = if *name == *b":authority" { b"localhost" } else { &value };
                     literal(&name, value, &mut encoded);
                 }
             })
@@ -264,9 +267,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for AuthorityFilter<S> {
             if input.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            this.machine.feed(input.filled(), &mut this.out).map_err(|Broken(why)| {
-                io::Error::new(io::ErrorKind::InvalidData, why)
-            })?;
+            this.machine
+                .feed(input.filled(), &mut this.out)
+                .map_err(|Broken(why)| io::Error::new(io::ErrorKind::InvalidData, why))?;
         }
     }
 }

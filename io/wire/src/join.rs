@@ -58,9 +58,9 @@ impl JoinString {
         if text.len() > MAX_LEN {
             return Err(bad("join string is too long".into()));
         }
-        let body = text.strip_prefix(PREFIX).ok_or_else(|| {
-            bad(format!("join string does not begin with `{PREFIX}`"))
-        })?;
+        let body = text
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| bad(format!("join string does not begin with `{PREFIX}`")))?;
         let json = URL_SAFE_NO_PAD
             .decode(body)
             .map_err(|_| bad("join string is cut off or altered".into()))?;

@@ -19,10 +19,7 @@ pub fn pack_as<M: prost::Message>(message: &M, type_url: &str) -> prost_types::A
 }
 
 /// Unpacks an `Any` of the given type URL.
-pub fn unpack_as<M: prost::Message + Default>(
-    any: &prost_types::Any,
-    type_url: &str,
-) -> Option<M> {
+pub fn unpack_as<M: prost::Message + Default>(any: &prost_types::Any, type_url: &str) -> Option<M> {
     (any.type_url == type_url).then(|| M::decode(any.value.as_slice()).ok()).flatten()
 }
 
@@ -41,9 +38,9 @@ fn to_value(json: &serde_json::Value) -> Value {
         serde_json::Value::Bool(b) => Kind::BoolValue(*b),
         serde_json::Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or(0.0)),
         serde_json::Value::String(s) => Kind::StringValue(s.clone()),
-        serde_json::Value::Array(a) => Kind::ListValue(prost_types::ListValue {
-            values: a.iter().map(to_value).collect(),
-        }),
+        serde_json::Value::Array(a) => {
+            Kind::ListValue(prost_types::ListValue { values: a.iter().map(to_value).collect() })
+        }
         serde_json::Value::Object(o) => Kind::StructValue(to_struct(o)),
     };
     Value { kind: Some(kind) }

@@ -16,10 +16,9 @@ const DETAILS_URL: &str = "type.googleapis.com/spire.api.types.PermissionDeniedD
 /// The gRPC code that fits a catalogue code.
 fn grpc_code(code: Cs) -> Code {
     match code {
-        Cs::NoIdentityIssued
-        | Cs::AgentBanned
-        | Cs::AgentNotAttested
-        | Cs::CallerNotAuthorized => Code::PermissionDenied,
+        Cs::NoIdentityIssued | Cs::AgentBanned | Cs::AgentNotAttested | Cs::CallerNotAuthorized => {
+            Code::PermissionDenied
+        }
         Cs::JoinTokenInvalid
         | Cs::CsrInvalid
         | Cs::EntryInvalid

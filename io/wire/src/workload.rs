@@ -83,8 +83,7 @@ pub fn to_context(response: spiffe::X509svidResponse) -> Result<X509Context, Fin
     }
     for (id, der) in response.federated_bundles {
         let td = TrustDomain::from_name_or_id(&id).map_err(|e| bad(e.to_string()))?;
-        let roots =
-            split_der(&der).ok_or_else(|| bad(format!("bundle of `{td}` is not DER")))?;
+        let roots = split_der(&der).ok_or_else(|| bad(format!("bundle of `{td}` is not DER")))?;
         context.bundles.set(Bundle::of_x509(td, roots));
     }
     if context.svids.is_empty() {
@@ -103,9 +102,7 @@ pub fn request<T>(message: T) -> Request<T> {
 }
 
 /// Opens the stream of full X.509 sets.
-pub async fn watch_x509(
-    channel: Channel,
-) -> Result<Streaming<spiffe::X509svidResponse>, Status> {
+pub async fn watch_x509(channel: Channel) -> Result<Streaming<spiffe::X509svidResponse>, Status> {
     let mut client = SpiffeWorkloadApiClient::new(channel);
     Ok(client.fetch_x509svid(request(spiffe::X509svidRequest {})).await?.into_inner())
 }

@@ -108,9 +108,10 @@ impl Agent {
 
         let restored = cache.load().filter(|r| {
             r.own.not_after > now
-                && options.join.as_ref().is_none_or(|j| {
-                    j.trust_domain == *r.own.svid.id.trust_domain()
-                })
+                && options
+                    .join
+                    .as_ref()
+                    .is_none_or(|j| j.trust_domain == *r.own.svid.id.trust_domain())
         });
         let (server, own, state) = match (restored, &options.join) {
             (Some(r), join) => {
@@ -205,11 +206,7 @@ async fn stopping(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|s| *s).await;
 }
 
-async fn serve_socket(
-    shared: Arc<Shared>,
-    listener: UnixListener,
-    stopped: watch::Receiver<bool>,
-) {
+async fn serve_socket(shared: Arc<Shared>, listener: UnixListener, stopped: watch::Receiver<bool>) {
     let (ready, incoming) = mpsc::channel(64);
     let stop = stopping(stopped.clone());
     tokio::spawn(async move {

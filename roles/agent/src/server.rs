@@ -9,9 +9,7 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{Bundle, BundleSet, Entry, SpiffeId, TrustDomain, UnixTime, X509Svid};
 use countersign_keys::{KeyAlgorithm, PrivateKey, Signer};
 use countersign_sys::tune;
-use countersign_tls::{
-    Credentials, PeerMatcher, TlsOptions, connect, connect_bootstrap,
-};
+use countersign_tls::{Credentials, PeerMatcher, TlsOptions, connect, connect_bootstrap};
 use countersign_wire::convert;
 use countersign_wire::dial;
 use countersign_wire::proto::countersign::server::v1 as own;
@@ -42,9 +40,7 @@ fn refused(status: &Status) -> Finding {
     to_finding(status, Code::ServerUnreachable)
 }
 
-async fn timely<T>(
-    call: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
+async fn timely<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     tokio::time::timeout(RPC_TIMEOUT, call)
         .await
         .unwrap_or_else(|_| Err(Status::deadline_exceeded("the server did not answer in 30 s")))
@@ -192,8 +188,7 @@ impl ServerApi {
         let channel = dial::lazily(move || {
             let (target, client) = (target.clone(), Arc::clone(&client));
             async move {
-                let stream =
-                    dial_tcp(&target).await.map_err(|e| io::Error::other(e.message))?;
+                let stream = dial_tcp(&target).await.map_err(|e| io::Error::other(e.message))?;
                 connect(stream, &client, HANDSHAKE_TIMEOUT)
                     .await
                     .map(|s| s.stream)
@@ -321,9 +316,7 @@ impl ServerApi {
             .results
             .into_iter()
             .map(|r| {
-                r.svid.ok_or_else(|| {
-                    r.status.map_or_else(|| "no SVID".to_owned(), |s| s.message)
-                })
+                r.svid.ok_or_else(|| r.status.map_or_else(|| "no SVID".to_owned(), |s| s.message))
             })
             .collect())
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
@@ -11,8 +11,8 @@ use countersign_identity::Entry;
 use countersign_lifecycle::Backoff;
 use countersign_telemetry::{Metrics, Outcome};
 use countersign_tls::current_time;
-use countersign_wire::rpc::{Code as GrpcCode, Status, Streaming};
 use countersign_wire::proto::countersign::server::v1::Generations;
+use countersign_wire::rpc::{Code as GrpcCode, Status, Streaming};
 use countersign_wire::status::{Reason, denied_reason, to_finding};
 use tokio::sync::watch;
 
@@ -208,9 +208,7 @@ impl Sync {
             .values()
             .filter(|e| {
                 state.svids.get(&e.id).is_none_or(|held| {
-                    held.revision != e.revision
-                        || now >= held.renew_at
-                        || is_tainted(state, held)
+                    held.revision != e.revision || now >= held.renew_at || is_tainted(state, held)
                 })
             })
             .cloned()
@@ -232,9 +230,8 @@ impl Sync {
             };
             for (entry, answer) in batch.iter().zip(answers) {
                 let Some(key) = keys.get(&entry.id) else { continue };
-                let held = answer
-                    .map_err(|e| Finding::new(Code::NoIdentityIssued, e))
-                    .and_then(|svid| {
+                let held =
+                    answer.map_err(|e| Finding::new(Code::NoIdentityIssued, e)).and_then(|svid| {
                         accept_svid(&svid, key, &state.bundle, entry.revision, current_time())
                     });
                 match held {

@@ -63,7 +63,12 @@ enum Side {
 }
 
 impl Half {
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Poll<Result<(), Side>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -135,9 +140,7 @@ impl Half {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => {
-                    if dirty
-                        && let Poll::Ready(Err(e)) = Pin::new(&mut *writer).poll_flush(cx)
-                    {
+                    if dirty && let Poll::Ready(Err(e)) = Pin::new(&mut *writer).poll_flush(cx) {
                         return Poll::Ready(Err(Side::Writer(e)));
                     }
                     return Poll::Pending;

@@ -120,8 +120,11 @@ pub(crate) fn read_files(
     let read = |path: &Path| -> Result<Vec<Vec<u8>>, Finding> {
         let text = read_bounded(path, 4 << 20).map_err(|e| e.finding())?;
         pem::certificates(&text).map_err(|e| {
-            Finding::new(Code::PemMalformed, e.what.clone())
-                .at(format!("{}:{}", path.display(), e.line))
+            Finding::new(Code::PemMalformed, e.what.clone()).at(format!(
+                "{}:{}",
+                path.display(),
+                e.line
+            ))
         })
     };
     let chain = read(cert)?;

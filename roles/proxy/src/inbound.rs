@@ -271,7 +271,8 @@ impl Inbound<'_> {
             {
                 (early.len() >= H2_PREFACE.len()).then_some(Spoken::Http2)
             } else {
-                looks_like_request(&early).map(|http| if http { Spoken::Http1 } else { Spoken::Other })
+                looks_like_request(&early)
+                    .map(|http| if http { Spoken::Http1 } else { Spoken::Other })
             };
             match verdict {
                 Some(Spoken::Http1) => return self.http(client, peer, early, count).await,
@@ -380,10 +381,9 @@ impl Inbound<'_> {
         http: Option<HttpRequest<'_>>,
     ) -> Result<Permit, Finding> {
         let result = match self.decide(&source_of(peer), http) {
-            Outcome::NotReady => Err(Finding::new(
-                Code::PolicyUnavailable,
-                "no policy has been loaded yet",
-            )),
+            Outcome::NotReady => {
+                Err(Finding::new(Code::PolicyUnavailable, "no policy has been loaded yet"))
+            }
             Outcome::Decided(decision) => {
                 decision.permit().map_err(|denial: Denial| denial.finding())
             }
@@ -534,7 +534,12 @@ impl HttpInbound<'_> {
             let _ = write!(out, "By={};", own.id);
         }
         let subject = peer.leaf().subject.replace(['"', '\\'], "");
-        let _ = write!(out, "Hash={};Subject=\"{subject}\";URI={}", hex(&peer.leaf().sha256), peer.id());
+        let _ = write!(
+            out,
+            "Hash={};Subject=\"{subject}\";URI={}",
+            hex(&peer.leaf().sha256),
+            peer.id()
+        );
         for dns in &peer.leaf().dns_sans {
             let _ = write!(out, ";DNS={dns}");
         }

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::{
-    AllowList, Authorizer, Permit, PolicySet, Request, Source, Workload,
-};
+use countersign_policy::{AllowList, Authorizer, Permit, PolicySet, Request, Source, Workload};
 use countersign_sys::tune;
 use countersign_telemetry::{ConnectionId, Direction, HandshakeRecord, Security};
 use countersign_tls::{
@@ -193,7 +191,8 @@ impl Outbound<'_> {
     }
 
     async fn tcp(&self, client: &mut TcpStream, count: &mut Relayed2) {
-        let opened = self.open().await.and_then(|(s, p)| self.permit(&p).map(|permit| (s, p, permit)));
+        let opened =
+            self.open().await.and_then(|(s, p)| self.permit(&p).map(|permit| (s, p, permit)));
         let (mut far, peer, permit) = match opened {
             Ok(opened) => opened,
             Err(finding) => {
@@ -247,7 +246,8 @@ impl Outbound<'_> {
 
     async fn http(&self, client: &mut TcpStream, count: &mut Relayed2) {
         // Opened before the first request: the permit that bounds the connection needs the peer.
-        let opened = self.open().await.and_then(|(s, p)| self.permit(&p).map(|permit| (s, p, permit)));
+        let opened =
+            self.open().await.and_then(|(s, p)| self.permit(&p).map(|permit| (s, p, permit)));
         let (far, peer, permit) = match opened {
             Ok(opened) => opened,
             Err(finding) => return self.explain(client, finding.code).await,

@@ -69,7 +69,8 @@ impl RunningProxy {
         let last_error = self.last_error.clone();
         move || {
             if shared.credentials.current().is_none() {
-                let why = last_error.borrow().as_ref().map(|e| format!("[{}] {}", e.code, e.message));
+                let why =
+                    last_error.borrow().as_ref().map(|e| format!("[{}] {}", e.code, e.message));
                 return Err(why.unwrap_or_else(|| "no identity yet".into()));
             }
             if shared.policies.load().is_none() {

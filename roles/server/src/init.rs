@@ -140,10 +140,7 @@ pub async fn initialise(
     }
     let file = |e: KeyFileError| e.finding();
     fs::create_dir_all(dir.path()).map_err(|e| {
-        Finding::new(
-            Code::StorageFailed,
-            format!("cannot create `{}`: {e}", dir.path().display()),
-        )
+        Finding::new(Code::StorageFailed, format!("cannot create `{}`: {e}", dir.path().display()))
     })?;
     create_dir_private(&dir.server()).map_err(file)?;
     let seal = SealKey::load_or_create(&dir.seal_key())

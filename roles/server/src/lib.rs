@@ -12,5 +12,5 @@ mod serve;
 mod services;
 mod shared;
 
-pub use init::{InitOptions, Initialised, DataDir, initialise};
+pub use init::{DataDir, InitOptions, Initialised, initialise};
 pub use serve::{RunningServer, Server, ServerOptions};

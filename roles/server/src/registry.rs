@@ -89,7 +89,10 @@ impl Registry {
     pub(crate) fn entries_after(&self, after: &str) -> Vec<Arc<Entry>> {
         use std::ops::Bound::{Excluded, Unbounded};
         self.read(|t| {
-            t.entries.range::<str, _>((Excluded(after), Unbounded)).map(|(_, e)| Arc::clone(e)).collect()
+            t.entries
+                .range::<str, _>((Excluded(after), Unbounded))
+                .map(|(_, e)| Arc::clone(e))
+                .collect()
         })
     }
 
@@ -153,9 +156,9 @@ impl Registry {
         mut entry: Entry,
         now: UnixTime,
     ) -> Result<Result<Arc<Entry>, Arc<Entry>>, Finding> {
-        entry.check(&self.trust_domain).map_err(|e| {
-            Finding::new(Code::EntryInvalid, e.to_string())
-        })?;
+        entry
+            .check(&self.trust_domain)
+            .map_err(|e| Finding::new(Code::EntryInvalid, e.to_string()))?;
         let _one_at_a_time = self.writing.lock().await;
         if let Some(there) = self.read(|t| {
             t.by_parent
@@ -201,9 +204,9 @@ impl Registry {
             Finding::new(Code::EntryNotFound, format!("entry `{id}` does not exist"))
         })?;
         let mut after = change(&before)?;
-        after.check(&self.trust_domain).map_err(|e| {
-            Finding::new(Code::EntryInvalid, e.to_string())
-        })?;
+        after
+            .check(&self.trust_domain)
+            .map_err(|e| Finding::new(Code::EntryInvalid, e.to_string()))?;
         after.id.clone_from(&before.id);
         after.created_at = before.created_at;
         after.revision = before.revision + 1;

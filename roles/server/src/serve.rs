@@ -92,22 +92,18 @@ impl Server {
         let lock = lock(dir)?;
         let seal = SealKey::load_or_create(&dir.seal_key())
             .map_err(|e| Finding::new(Code::FileUnreadable, e.to_string()))?;
-        let store: Arc<dyn Store> = Arc::new(
-            SqliteStore::open(&dir.database(), &trust_domain).map_err(|e| e.finding())?,
-        );
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(&dir.database(), &trust_domain).map_err(|e| e.finding())?);
         let snapshot = store.load().await.map_err(|e| e.finding())?;
         // Addresses first: a port in use must not leave half a start behind.
         let tcp = bind_tcp(options.listen, false).map_err(|e| e.finding())?;
-        let address = tcp.local_addr().map_err(|e| {
-            Finding::new(Code::CannotListen, e.to_string())
-        })?;
+        let address =
+            tcp.local_addr().map_err(|e| Finding::new(Code::CannotListen, e.to_string()))?;
         let unix = bind_unix(&dir.admin_socket(), 0o600).map_err(|e| e.finding())?;
         let metrics = Arc::new(Metrics::new());
         let now = current_time();
         let lives = crate::authority::Lives {
-            root: Duration::from_secs(
-                countersign_x509::profile::Profile::Root.default_ttl_secs(),
-            ),
+            root: Duration::from_secs(countersign_x509::profile::Profile::Root.default_ttl_secs()),
             intermediate: Duration::from_secs(
                 countersign_x509::profile::Profile::Intermediate.default_ttl_secs(),
             ),
@@ -179,7 +175,8 @@ async fn renew_own(
     generation: u64,
 ) -> Result<(), Finding> {
     let internal = |e: &dyn std::fmt::Display| Finding::new(Code::InternalError, e.to_string());
-    let id = SpiffeId::from_path(&shared.trust_domain, "/spire/server").map_err(|e| internal(&e))?;
+    let id =
+        SpiffeId::from_path(&shared.trust_domain, "/spire/server").map_err(|e| internal(&e))?;
     let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).map_err(|e| internal(&e))?;
     let issued = shared
         .authority
@@ -198,12 +195,11 @@ async fn renew_own(
         .pop()
         .ok_or_else(|| internal(&"nothing was issued"))?;
     shared.metrics.own_certificate(id.as_str(), issued.not_after.secs());
-    let svid =
-        X509Svid { id, chain: issued.chain, key: key.pkcs8().clone(), hint: String::new() };
-    let bundles = BundleSet::collect([(*shared.authority.bundle()).clone()])
-        .map_err(|e| internal(&e))?;
-    let credentials = Credentials::with_optional_clients(&svid, &bundles, generation)
-        .map_err(|e| e.finding())?;
+    let svid = X509Svid { id, chain: issued.chain, key: key.pkcs8().clone(), hint: String::new() };
+    let bundles =
+        BundleSet::collect([(*shared.authority.bundle()).clone()]).map_err(|e| internal(&e))?;
+    let credentials =
+        Credentials::with_optional_clients(&svid, &bundles, generation).map_err(|e| e.finding())?;
     live.replace(credentials);
     Ok(())
 }
@@ -349,11 +345,7 @@ impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for Counted<S> {
     }
 }
 
-async fn serve_unix(
-    shared: Arc<Shared>,
-    listener: UnixListener,
-    stopped: watch::Receiver<bool>,
-) {
+async fn serve_unix(shared: Arc<Shared>, listener: UnixListener, stopped: watch::Receiver<bool>) {
     let (ready, incoming) = mpsc::channel(16);
     let stop = stopping(stopped.clone());
     tokio::spawn(async move {
@@ -378,7 +370,11 @@ async fn serve_unix(
                     }
                 }
                 Ok(process) => {
-                    tracing::warn!(uid = process.uid, pid = process.pid, "refused on the admin socket");
+                    tracing::warn!(
+                        uid = process.uid,
+                        pid = process.pid,
+                        "refused on the admin socket"
+                    );
                 }
                 Err(e) => tracing::warn!("refused on the admin socket: {e}"),
             }

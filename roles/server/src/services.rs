@@ -19,17 +19,17 @@ use crate::shared::Shared;
 
 /// What agents and remote administrators reach over TLS.
 pub(crate) fn remote(shared: &Arc<Shared>) -> Routes {
-    Routes::new(spire::agent::v1::agent_server::AgentServer::new(agent::Service(Arc::clone(shared))))
-        .add_service(spire::entry::v1::entry_server::EntryServer::new(entry::Service(Arc::clone(
-            shared,
-        ))))
-        .add_service(spire::bundle::v1::bundle_server::BundleServer::new(bundle::Service(
-            Arc::clone(shared),
-        )))
-        .add_service(spire::svid::v1::svid_server::SvidServer::new(svid::Service(Arc::clone(
-            shared,
-        ))))
-        .add_service(own::changes_server::ChangesServer::new(changes::Service(Arc::clone(shared))))
+    Routes::new(spire::agent::v1::agent_server::AgentServer::new(agent::Service(Arc::clone(
+        shared,
+    ))))
+    .add_service(spire::entry::v1::entry_server::EntryServer::new(entry::Service(Arc::clone(
+        shared,
+    ))))
+    .add_service(spire::bundle::v1::bundle_server::BundleServer::new(bundle::Service(Arc::clone(
+        shared,
+    ))))
+    .add_service(spire::svid::v1::svid_server::SvidServer::new(svid::Service(Arc::clone(shared))))
+    .add_service(own::changes_server::ChangesServer::new(changes::Service(Arc::clone(shared))))
 }
 
 /// The above and what only the admin socket offers.
@@ -41,11 +41,7 @@ pub(crate) fn local(shared: &Arc<Shared>) -> Routes {
 
 /// Pages of a sorted list: the items after `token`, at most `size` of them (0: all), and the token for
 /// the next page.
-fn page<T>(
-    mut items: Vec<T>,
-    size: i32,
-    key: impl Fn(&T) -> String,
-) -> (Vec<T>, String) {
+fn page<T>(mut items: Vec<T>, size: i32, key: impl Fn(&T) -> String) -> (Vec<T>, String) {
     let size = usize::try_from(size).unwrap_or(0);
     if size == 0 || items.len() <= size {
         return (items, String::new());

@@ -95,7 +95,9 @@ impl Apply {
         }
         match global.output {
             Format::Json => output::json("countersign.apply/v1", &done)?,
-            Format::Table if self.dry_run => output::note("all documents are good; nothing was changed"),
+            Format::Table if self.dry_run => {
+                output::note("all documents are good; nothing was changed")
+            }
             Format::Table => {
                 output::table(
                     &["KIND", "CREATED", "UPDATED", "UNCHANGED"],
@@ -212,10 +214,8 @@ fn entry(e: &StaticEntry, place: &str, td: &TrustDomain) -> Result<Entry, Findin
 
 /// Creates the entry, or brings a similar one up to date.
 async fn apply_entry(server: &Server, e: Entry, done: &mut Applied) -> Result<(), Finding> {
-    let request = api::BatchCreateEntryRequest {
-        entries: vec![convert::from_entry(&e)],
-        output_mask: None,
-    };
+    let request =
+        api::BatchCreateEntryRequest { entries: vec![convert::from_entry(&e)], output_mask: None };
     let result = server
         .entries()
         .batch_create_entry(request)
@@ -234,12 +234,8 @@ async fn apply_entry(server: &Server, e: Entry, done: &mut Applied) -> Result<()
         return Err(Finding::new(Code::EntryInvalid, status.message).at(e.spiffe_id.to_string()));
     }
     let there = convert::entry(&result.entry.unwrap_or_default())?;
-    let wanted = Entry {
-        id: there.id.clone(),
-        revision: there.revision,
-        created_at: there.created_at,
-        ..e
-    };
+    let wanted =
+        Entry { id: there.id.clone(), revision: there.revision, created_at: there.created_at, ..e };
     if wanted == there {
         done.entries_unchanged += 1;
         return Ok(());
@@ -257,8 +253,7 @@ async fn apply_entry(server: &Server, e: Entry, done: &mut Applied) -> Result<()
     .await
     .map_err(|_| Finding::new(Code::ServerUnreachable, "the server did not answer in 30 s"))?
     .map_err(|s| server.refused(&s))?;
-    let status =
-        answer.into_inner().results.pop().and_then(|r| r.status).unwrap_or_default();
+    let status = answer.into_inner().results.pop().and_then(|r| r.status).unwrap_or_default();
     if status.code != GrpcCode::Ok as i32 {
         return Err(
             Finding::new(Code::EntryInvalid, status.message).at(wanted.spiffe_id.to_string())

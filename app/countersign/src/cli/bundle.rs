@@ -57,8 +57,11 @@ impl BundleCommand {
                 output::line(&doc.to_string())?;
             }
             Form::Pem => {
-                let text: String =
-                    bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect();
+                let text: String = bundle
+                    .x509_authorities
+                    .iter()
+                    .map(|a| pem::encode("CERTIFICATE", &a.der))
+                    .collect();
                 output::line(text.trim_end())?;
             }
             Form::Table => {
@@ -81,7 +84,10 @@ impl BundleCommand {
                         String::new(),
                     ]);
                 }
-                output::note(&format!("trust domain {}, sequence {}", bundle.trust_domain, bundle.sequence));
+                output::note(&format!(
+                    "trust domain {}, sequence {}",
+                    bundle.trust_domain, bundle.sequence
+                ));
                 output::table(&["KIND", "AUTHORITY", "UNTIL", "NAME"], &rows)?;
             }
         }

@@ -57,7 +57,9 @@ impl CaCommand {
             Command::Rotate => (admin.rotate_signing_ca(request).await, None),
             Command::Root { step: Step::Prepare } => (
                 admin.prepare_root(request).await,
-                Some("let the bundle reach every node (`countersign bundle show`), then `countersign ca root activate`"),
+                Some(
+                    "let the bundle reach every node (`countersign bundle show`), then `countersign ca root activate`",
+                ),
             ),
             Command::Root { step: Step::Activate } => (
                 admin.activate_root(request).await,
@@ -132,7 +134,14 @@ async fn journal(server: &Server, limit: u32, format: Format) -> Result<ExitCode
                 .records
                 .into_iter()
                 .map(|r| {
-                    vec![r.number.to_string(), time(r.issued_at), r.kind, r.spiffe_id, time(r.not_after), r.serial]
+                    vec![
+                        r.number.to_string(),
+                        time(r.issued_at),
+                        r.kind,
+                        r.spiffe_id,
+                        time(r.not_after),
+                        r.serial,
+                    ]
                 })
                 .collect();
             output::table(&["NO", "ISSUED", "KIND", "SPIFFE ID", "UNTIL", "SERIAL"], &rows)?;

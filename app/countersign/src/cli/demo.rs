@@ -82,7 +82,11 @@ impl Demo {
         let table = global.output == Format::Table;
         let scene = scene::Scene::start().await?;
         if table {
-            output::line(&format!("trust domain {}   root sha256:{}…", scene::TRUST_DOMAIN, &scene.root[..16]))?;
+            output::line(&format!(
+                "trust domain {}   root sha256:{}…",
+                scene::TRUST_DOMAIN,
+                &scene.root[..16]
+            ))?;
         }
         let mut rows = Vec::new();
         // Each step is shown as soon as it is done.

@@ -202,7 +202,8 @@ pub(crate) fn id_or_path(text: &str, trust_domain: &TrustDomain) -> Result<Spiff
         SpiffeId::parse(text)
     };
     id.map_err(|e| {
-        invalid(e.to_string()).hint("write spiffe://TRUST-DOMAIN/PATH, or /PATH for this trust domain")
+        invalid(e.to_string())
+            .hint("write spiffe://TRUST-DOMAIN/PATH, or /PATH for this trust domain")
     })
 }
 
@@ -370,7 +371,9 @@ impl Create {
         entry.dns_names = self
             .dns_names
             .iter()
-            .map(|n| n.parse().map_err(|e: countersign_identity::DnsNameError| invalid(e.to_string())))
+            .map(|n| {
+                n.parse().map_err(|e: countersign_identity::DnsNameError| invalid(e.to_string()))
+            })
             .collect::<Result<_, _>>()?;
         entry.hint.clone_from(&self.hint);
         entry.admin = self.admin;
@@ -386,9 +389,8 @@ fn read(path: &Path) -> Result<Vec<Entry>, Finding> {
     } else {
         std::fs::File::open(path).and_then(|f| f.take(64 << 20).read_to_string(&mut text))
     };
-    result.map_err(|e| {
-        Finding::new(Code::FileUnreadable, format!("cannot read `{place}`: {e}"))
-    })?;
+    result
+        .map_err(|e| Finding::new(Code::FileUnreadable, format!("cannot read `{place}`: {e}")))?;
     let all: EntriesJson = serde_json::from_str(&text).map_err(|e| {
         Finding::new(Code::ConfigSyntax, e.to_string()).at(format!("{place}:{}", e.line()))
     })?;

@@ -198,8 +198,9 @@ impl Verify {
             Some(t) => UnixTime::parse(t)
                 .ok_or_else(|| invalid(format!("`{t}` is neither RFC 3339 nor seconds")))?,
         };
-        let leaf = CertInfo::parse(&chain[0])
-            .map_err(|e| Finding::new(Code::MalformedCertificate, e.to_string()).at(place.clone()))?;
+        let leaf = CertInfo::parse(&chain[0]).map_err(|e| {
+            Finding::new(Code::MalformedCertificate, e.to_string()).at(place.clone())
+        })?;
         // The bundle is of the trust domain expected, or else of the one that the leaf names.
         let td = match &self.expect {
             Some(id) => Some(id.trust_domain().clone()),
@@ -225,8 +226,9 @@ impl Verify {
                 BundleSet::collect([bundle]).map_err(|e| invalid(e.to_string()))?
             }
         };
-        let store = TrustStore::new(&bundles, 0)
-            .map_err(|e| Finding::new(Code::MalformedCertificate, e.to_string()).at(bundle_place))?;
+        let store = TrustStore::new(&bundles, 0).map_err(|e| {
+            Finding::new(Code::MalformedCertificate, e.to_string()).at(bundle_place)
+        })?;
         let mut lists = Vec::new();
         for path in &self.crl {
             let bytes = read(path)?;
@@ -234,8 +236,11 @@ impl Verify {
                 lists.push(bytes);
             } else {
                 let blocks = pem::parse(&bytes).map_err(|e| {
-                    Finding::new(Code::PemMalformed, e.what.clone())
-                        .at(format!("{}:{}", path.display(), e.line))
+                    Finding::new(Code::PemMalformed, e.what.clone()).at(format!(
+                        "{}:{}",
+                        path.display(),
+                        e.line
+                    ))
                 })?;
                 lists.extend(blocks.into_iter().filter(|b| b.label == "X509 CRL").map(|b| b.der));
             }

@@ -68,7 +68,9 @@ impl Init {
                 ))?;
             }
         }
-        output::next("countersign up   (or `countersign server`, then on each node `countersign agent`)");
+        output::next(
+            "countersign up   (or `countersign server`, then on each node `countersign agent`)",
+        );
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -141,16 +141,18 @@ pub(crate) fn peer_mode(mode: Option<ModeArg>, until: Option<&str>) -> Result<Pe
             if until == Until::Never {
                 output::note(&format!(
                     "warning{}",
-                    Finding::new(Code::PermissiveWithoutEnd, "this port accepts plaintext for ever")
-                        .hint("set an end as soon as the last plaintext caller is known")
+                    Finding::new(
+                        Code::PermissiveWithoutEnd,
+                        "this port accepts plaintext for ever"
+                    )
+                    .hint("set an end as soon as the last plaintext caller is known")
                 ));
             }
             Ok(PeerMode::Fixed(Mode::Permissive { until }))
         }
-        (Some(ModeArg::Permissive), None) => Err(Finding::new(
-            Code::PermissiveWithoutEnd,
-            "--mode permissive needs --until",
-        )),
+        (Some(ModeArg::Permissive), None) => {
+            Err(Finding::new(Code::PermissiveWithoutEnd, "--mode permissive needs --until"))
+        }
         (_, Some(_)) => Err(invalid("--until goes with --mode permissive")),
     }
 }
@@ -245,8 +247,10 @@ fn check_loopback(listen: SocketAddr, allowed: bool) -> Result<(), Finding> {
     if listen.ip().is_loopback() || allowed {
         return Ok(());
     }
-    Err(invalid(format!("{listen} is not loopback: everyone who reaches it could use this identity"))
-        .hint("listen on 127.0.0.1, or pass --unsafe-listen"))
+    Err(invalid(format!(
+        "{listen} is not loopback: everyone who reaches it could use this identity"
+    ))
+    .hint("listen on 127.0.0.1, or pass --unsafe-listen"))
 }
 
 fn ids(list: &[String], place: &str) -> Result<Vec<SpiffeId>, Finding> {
@@ -260,7 +264,8 @@ fn read_config(path: &Path) -> Result<Vec<ListenerOptions>, Finding> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Finding::new(Code::FileUnreadable, format!("cannot read `{place}`: {e}")))?;
     let config: Config = toml::from_str(&text).map_err(|e| {
-        let line = e.span().map_or(1, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        let line =
+            e.span().map_or(1, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
         let code = if e.message().contains("unknown field") {
             Code::UnknownField
         } else {
@@ -295,7 +300,9 @@ fn read_config(path: &Path) -> Result<Vec<ListenerOptions>, Finding> {
         }));
     }
     if out.is_empty() {
-        return Err(Finding::new(Code::ConfigSyntax, "no [[inbound]] and no [[outbound]]").at(place));
+        return Err(
+            Finding::new(Code::ConfigSyntax, "no [[inbound]] and no [[outbound]]").at(place)
+        );
     }
     Ok(out)
 }
@@ -357,11 +364,9 @@ async fn serve(
     global: &Global,
 ) -> Result<ExitCode, Finding> {
     let identity = match (&common.cert, &common.key, &common.bundle) {
-        (Some(cert), Some(key), Some(bundle)) => IdentitySource::Files {
-            cert: cert.clone(),
-            key: key.clone(),
-            bundle: bundle.clone(),
-        },
+        (Some(cert), Some(key), Some(bundle)) => {
+            IdentitySource::Files { cert: cert.clone(), key: key.clone(), bundle: bundle.clone() }
+        }
         _ => {
             let socket = match &common.workload_api {
                 Some(text) => paths::parse_socket(text).map_err(invalid)?,

@@ -151,8 +151,7 @@ impl Run {
             id: Some(id.clone()),
             with_policies: true,
         };
-        let proxy =
-            Proxy::start(ProxyOptions::new(source, listeners), AccessLog::off()).await?;
+        let proxy = Proxy::start(ProxyOptions::new(source, listeners), AccessLog::off()).await?;
         wait_ready(&proxy).await?;
         output::note(&format!("identity {id}"));
         for address in &proxy.addresses {
@@ -164,10 +163,7 @@ impl Run {
             .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", socket.display()))
             .kill_on_drop(true);
         let child = command.spawn().map_err(|e| {
-            Finding::new(
-                Code::FileUnreadable,
-                format!("cannot start `{}`: {e}", self.command[0]),
-            )
+            Finding::new(Code::FileUnreadable, format!("cannot start `{}`: {e}", self.command[0]))
         })?;
         let code = tokio::select! {
             code = supervise(child) => code?,

@@ -59,7 +59,11 @@ impl StatusCommand {
         if well {
             return Ok(ExitCode::SUCCESS);
         }
-        let code = if server["running"] == true { Code::AgentUnreachable } else { Code::ServerUnreachable };
+        let code = if server["running"] == true {
+            Code::AgentUnreachable
+        } else {
+            Code::ServerUnreachable
+        };
         Err(Finding::new(code, "not everything is well"))
     }
 }

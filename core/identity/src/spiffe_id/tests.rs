@@ -47,7 +47,9 @@ fn spiffe_id_2_2_path_segments() {
     for uri in ["spiffe://a/.", "spiffe://a/..", "spiffe://a/b/../c", "spiffe://a/./b"] {
         assert!(matches!(bad(uri), IdError::DotSegment(_)), "{uri}");
     }
-    for uri in ["spiffe://a/b%20c", "spiffe://a/b c", "spiffe://a/b*", "spiffe://a/é", "spiffe://a/b\0"] {
+    for uri in
+        ["spiffe://a/b%20c", "spiffe://a/b c", "spiffe://a/b*", "spiffe://a/é", "spiffe://a/b\0"]
+    {
         assert!(matches!(bad(uri), IdError::BadChar { .. }), "{uri}");
     }
     assert!(SpiffeId::parse("spiffe://a/...").is_ok());

@@ -248,16 +248,16 @@ impl Place<'_> {
 fn yaml<T: DeserializeOwned>(text: &str, origin: &str, first_line: usize) -> Result<T, Finding> {
     serde_saphyr::from_str(text).map_err(|e| {
         let e = e.without_snippet();
-        let (line, column) = e
-            .location()
-            .map_or((1, 1), |l| (usize::try_from(l.line()).unwrap_or(1), l.column()));
+        let (line, column) =
+            e.location().map_or((1, 1), |l| (usize::try_from(l.line()).unwrap_or(1), l.column()));
         let message = e.to_string();
         let message = message.split(" at line ").next().unwrap_or_default().trim().to_owned();
         let place = format!("{origin}:{}:{column}", first_line + line.max(1) - 1);
         match unknown_field(&message) {
             Some((unknown, nearest)) => {
                 let finding =
-                    Finding::new(Code::UnknownField, format!("unknown field `{unknown}`")).at(place);
+                    Finding::new(Code::UnknownField, format!("unknown field `{unknown}`"))
+                        .at(place);
                 match nearest {
                     Some(name) => finding.hint(format!("did you mean `{name}`?")),
                     None => finding,
@@ -274,7 +274,9 @@ fn unknown_field(message: &str) -> Option<(String, Option<String>)> {
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let unknown = quoted.next()?.to_owned();
     let nearest = quoted
-        .map(|known| (strsim::damerau_levenshtein(&unknown.to_lowercase(), &known.to_lowercase()), known))
+        .map(|known| {
+            (strsim::damerau_levenshtein(&unknown.to_lowercase(), &known.to_lowercase()), known)
+        })
         .filter(|(distance, known)| *distance <= 3.max(known.len() / 3))
         .min()
         .map(|(_, known)| known.to_owned());
@@ -317,10 +319,7 @@ fn check_version(versions: &[&str], doc: &str, place: &Place<'_>) -> Result<(), 
     }
 }
 
-fn selector(
-    spec: Option<SelectorSpec>,
-    place: &Place<'_>,
-) -> Result<Labels, Finding> {
+fn selector(spec: Option<SelectorSpec>, place: &Place<'_>) -> Result<Labels, Finding> {
     let labels = spec.map(|s| s.match_labels).unwrap_or_default();
     for (k, v) in &labels {
         if k.is_empty() || k.contains('*') || v.contains('*') {
@@ -335,7 +334,8 @@ fn peer_authentication(
     origin: &str,
     line: usize,
 ) -> Result<PeerAuthentication, Finding> {
-    let place = Place { origin, line, title: format!("PeerAuthentication `{}`", doc.metadata.name) };
+    let place =
+        Place { origin, line, title: format!("PeerAuthentication `{}`", doc.metadata.name) };
     check_version(&["v1", "v1beta1"], &doc._api_version, &place)?;
     let spec = doc.spec.unwrap_or_default();
     let end = doc
@@ -385,7 +385,8 @@ fn authorization_policy(
     origin: &str,
     line: usize,
 ) -> Result<AuthorizationPolicy, Finding> {
-    let place = Place { origin, line, title: format!("AuthorizationPolicy `{}`", doc.metadata.name) };
+    let place =
+        Place { origin, line, title: format!("AuthorizationPolicy `{}`", doc.metadata.name) };
     check_version(&["v1", "v1beta1"], &doc._api_version, &place)?;
     let spec = doc.spec.unwrap_or_default();
     for (path, there) in [
@@ -438,12 +439,7 @@ fn authorization_policy(
     })
 }
 
-fn rule(
-    spec: RuleSpec,
-    at: &str,
-    namespace: &str,
-    place: &Place<'_>,
-) -> Result<Rule, Finding> {
+fn rule(spec: RuleSpec, at: &str, namespace: &str, place: &Place<'_>) -> Result<Rule, Finding> {
     let mut rule = Rule::default();
     let empty = |path: String| place.invalid(&path, "is empty");
     if let Some(from) = spec.from {
@@ -570,7 +566,10 @@ fn source(
         return Err(place.invalid(&format!("{at}.serviceAccounts"), "holds more than 16 values"));
     }
     let mut out = Vec::new();
-    let mut add = |name: &str, negated: bool, list: &[String], make: &dyn Fn(&str) -> Result<Test, Finding>| {
+    let mut add = |name: &str,
+                   negated: bool,
+                   list: &[String],
+                   make: &dyn Fn(&str) -> Result<Test, Finding>| {
         if list.is_empty() {
             return Ok(());
         }
@@ -599,7 +598,9 @@ fn source(
     for (name, negated, list) in
         [("trustDomains", false, &s.trust_domains), ("notTrustDomains", true, &s.not_trust_domains)]
     {
-        add(name, negated, list, &|at| values(list, at, place, trust_domain).map(Test::TrustDomains))?;
+        add(name, negated, list, &|at| {
+            values(list, at, place, trust_domain).map(Test::TrustDomains)
+        })?;
     }
     for (name, negated, list) in
         [("ipBlocks", false, &s.ip_blocks), ("notIpBlocks", true, &s.not_ip_blocks)]
@@ -693,17 +694,18 @@ fn condition(
     })
 }
 
-fn static_entry(
-    doc: Doc<EntrySpec>,
-    origin: &str,
-    line: usize,
-) -> Result<StaticEntry, Finding> {
-    let place = Place { origin, line, title: format!("ClusterStaticEntry `{}`", doc.metadata.name) };
+fn static_entry(doc: Doc<EntrySpec>, origin: &str, line: usize) -> Result<StaticEntry, Finding> {
+    let place =
+        Place { origin, line, title: format!("ClusterStaticEntry `{}`", doc.metadata.name) };
     check_version(&["v1alpha1"], &doc._api_version, &place)?;
     let spec = doc.spec.ok_or_else(|| place.invalid("spec", "is missing"))?;
     let ttl = |path: &str, text: &Option<String>| {
         text.as_deref()
-            .map(|t| duration_secs(t).ok_or_else(|| place.invalid(path, format!("`{t}` is not a duration like 1h or 30m"))))
+            .map(|t| {
+                duration_secs(t).ok_or_else(|| {
+                    place.invalid(path, format!("`{t}` is not a duration like 1h or 30m"))
+                })
+            })
             .transpose()
     };
     Ok(StaticEntry {

@@ -166,12 +166,7 @@ pub(super) fn put_agent(c: &Connection, a: &AgentRecord) -> Result<(), StoreErro
 pub(super) fn policies(c: &Connection) -> Result<Vec<PolicyRecord>, StoreError> {
     let sql = "SELECT kind, namespace, name, yaml FROM policies ORDER BY kind, namespace, name";
     collect(c, sql, |r| {
-        Ok(PolicyRecord {
-            kind: r.get(0)?,
-            namespace: r.get(1)?,
-            name: r.get(2)?,
-            yaml: r.get(3)?,
-        })
+        Ok(PolicyRecord { kind: r.get(0)?, namespace: r.get(1)?, name: r.get(2)?, yaml: r.get(3)? })
     })
 }
 

@@ -8,8 +8,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::StoreError;
 
-const MIGRATIONS: &[&str] = &[
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+const MIGRATIONS: &[&str] =
+    &["CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
      CREATE TABLE entries (
         id TEXT PRIMARY KEY, spiffe_id TEXT NOT NULL, parent_id TEXT NOT NULL,
         x509_svid_ttl INTEGER, jwt_svid_ttl INTEGER, admin INTEGER NOT NULL,
@@ -39,8 +39,7 @@ const MIGRATIONS: &[&str] = &[
      CREATE TRIGGER journal_no_update BEFORE UPDATE ON journal
         BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
      CREATE TRIGGER journal_no_delete BEFORE DELETE ON journal
-        BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;",
-];
+        BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;"];
 
 /// Creates the file with mode 0600 before SQLite would with the umask's.
 pub(super) fn create_private(path: &Path) -> Result<(), StoreError> {
@@ -97,9 +96,7 @@ pub(super) fn meta(connection: &Connection, key: &str) -> Result<Option<String>,
 }
 
 pub(super) fn set_meta(connection: &Connection, key: &str, value: &str) -> Result<(), StoreError> {
-    connection.execute(
-        "INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)",
-        params![key, value],
-    )?;
+    connection
+        .execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", params![key, value])?;
     Ok(())
 }

@@ -48,8 +48,8 @@ impl api::node_server::Node for Service {
     ) -> Result<Response<Self::HoldRunStream>, Status> {
         let process = Shared::caller(&request)?;
         let nonce = &request.get_ref().nonce;
-        let sound = (32..=128).contains(&nonce.len())
-            && nonce.bytes().all(|b| b.is_ascii_hexdigit());
+        let sound =
+            (32..=128).contains(&nonce.len()) && nonce.bytes().all(|b| b.is_ascii_hexdigit());
         if !sound {
             return Err(from_finding(&Finding::new(
                 Code::InvalidValue,
@@ -84,7 +84,13 @@ impl api::node_server::Node for Service {
             entries: count(state.entries.len()),
             svids: count(state.svids.len()),
             server_reachable: self.0.progress.reachable.load(Ordering::Relaxed),
-            last_error: self.0.progress.last_error.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+            last_error: self
+                .0
+                .progress
+                .last_error
+                .lock()
+                .unwrap_or_else(|e| e.into_inner())
+                .clone(),
             last_sync: self.0.progress.last_sync.load(Ordering::Relaxed),
             streams: count(self.0.open_streams()),
             policy_generation: state.policies.generation,

@@ -41,10 +41,9 @@ fn wants_spiffe_validator(node: Option<&core::Node>) -> bool {
             _ => false,
         });
     let old = match &node.user_agent_version_type {
-        Some(core::node::UserAgentVersionType::UserAgentBuildVersion(v)) => v
-            .version
-            .as_ref()
-            .is_some_and(|v| (v.major_number, v.minor_number) < (1, 18)),
+        Some(core::node::UserAgentVersionType::UserAgentBuildVersion(v)) => {
+            v.version.as_ref().is_some_and(|v| (v.major_number, v.minor_number) < (1, 18))
+        }
         _ => false,
     };
     !disabled && !old

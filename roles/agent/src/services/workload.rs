@@ -36,7 +36,9 @@ fn fingerprint(context: &X509Context) -> Vec<[u8; 32]> {
         .iter()
         .filter_map(|s| s.chain.first().map(|c| countersign_x509::sha256(c)))
         .collect();
-    out.extend(context.bundles.iter().map(|b| countersign_x509::sha256(&b.x509_der_concatenated())));
+    out.extend(
+        context.bundles.iter().map(|b| countersign_x509::sha256(&b.x509_der_concatenated())),
+    );
     out
 }
 
@@ -150,9 +152,10 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
         let wanted = if r.spiffe_id.is_empty() {
             None
         } else {
-            Some(SpiffeId::parse(&r.spiffe_id).map_err(|e| {
-                Status::invalid_argument(format!("spiffe_id: {e}"))
-            })?)
+            Some(
+                SpiffeId::parse(&r.spiffe_id)
+                    .map_err(|e| Status::invalid_argument(format!("spiffe_id: {e}")))?,
+            )
         };
         let state = self.0.state();
         let now = current_time();
@@ -193,8 +196,7 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
             let jwks =
                 jwt_keys_to_jwks(&state.bundle).map_err(|e| Status::internal(e.to_string()))?;
             let id = state.bundle.trust_domain.id().to_string();
-            let response =
-                api::JwtBundlesResponse { bundles: HashMap::from([(id, jwks.clone())]) };
+            let response = api::JwtBundlesResponse { bundles: HashMap::from([(id, jwks.clone())]) };
             Ok((jwks, response))
         });
         Ok(Response::new(stream))

@@ -16,14 +16,20 @@ pub(crate) enum Framing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Chunk {
     /// Digits of the size so far.
-    Size { value: u64, digits: u8 },
+    Size {
+        value: u64,
+        digits: u8,
+    },
     /// LF after a size line; the size.
     SizeLf(u64),
     Data(u64),
     DataCr,
     DataLf,
     /// In the trailer section: bytes so far, and how far into the final CRLF.
-    Trailer { seen: u16, line: TrailerLine },
+    Trailer {
+        seen: u16,
+        line: TrailerLine,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +82,9 @@ impl Framing {
             let next = match state {
                 Chunk::Size { value, digits } => match (b as char).to_digit(16) {
                     Some(_) if *digits >= 15 => return Err("chunk size is too large"),
-                    Some(d) => Chunk::Size { value: *value << 4 | u64::from(d), digits: *digits + 1 },
+                    Some(d) => {
+                        Chunk::Size { value: *value << 4 | u64::from(d), digits: *digits + 1 }
+                    }
                     None if *digits == 0 => return Err("chunk size is missing"),
                     None if b == b'\r' => Chunk::SizeLf(*value),
                     // Nothing in use sends extensions; those seen in the wild were part of attacks.
@@ -158,8 +166,18 @@ mod tests {
     #[test]
     fn malformed_chunks_are_refused() {
         for bad in [
-            "\r\n", "x\r\n", "5\nhello", "5;a=b\r\nhello", "5\r\nhelloXX", "-1\r\n", "+5\r\n", "0x5\r\n",
-            "1234567890123456\r\n", "0\r\n\n", "0\r\nX: 1\n\r\n", "5 \r\nhello\r\n",
+            "\r\n",
+            "x\r\n",
+            "5\nhello",
+            "5;a=b\r\nhello",
+            "5\r\nhelloXX",
+            "-1\r\n",
+            "+5\r\n",
+            "0x5\r\n",
+            "1234567890123456\r\n",
+            "0\r\n\n",
+            "0\r\nX: 1\n\r\n",
+            "5 \r\nhello\r\n",
         ] {
             assert!(run(bad.as_bytes(), 64).is_err(), "{bad:?}");
         }

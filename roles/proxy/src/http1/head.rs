@@ -62,8 +62,8 @@ pub(crate) struct ResponseHead {
 }
 
 fn text(value: &[u8]) -> Result<&str, Bad> {
-    let text = std::str::from_utf8(value)
-        .map_err(|_| Bad::malformed("a header value is not text"))?;
+    let text =
+        std::str::from_utf8(value).map_err(|_| Bad::malformed("a header value is not text"))?;
     if text.bytes().any(|b| b < 0x20 && b != b'\t' || b == 0x7f) {
         return Err(Bad::malformed("a header value holds a control character"));
     }
@@ -91,7 +91,8 @@ fn parse_error(e: httparse::Error) -> Bad {
 
 /// The head ends in lines of CRLF; a bare LF is where parsers disagree.
 fn check_line_ends(head: &[u8]) -> Result<(), Bad> {
-    let bare = head.iter().enumerate().any(|(i, b)| *b == b'\n' && (i == 0 || head[i - 1] != b'\r'));
+    let bare =
+        head.iter().enumerate().any(|(i, b)| *b == b'\n' && (i == 0 || head[i - 1] != b'\r'));
     if bare { Err(Bad::malformed("a line ends in a bare LF")) } else { Ok(()) }
 }
 
@@ -123,9 +124,7 @@ fn body(fields: &[(&str, &str)], minor: u8) -> Result<Option<Framing>, Bad> {
         (Some(_), true) => {
             Err(Bad::malformed("Content-Length and Transfer-Encoding contradict each other"))
         }
-        (None, true) if minor == 0 => {
-            Err(Bad::malformed("HTTP/1.0 has no Transfer-Encoding"))
-        }
+        (None, true) if minor == 0 => Err(Bad::malformed("HTTP/1.0 has no Transfer-Encoding")),
         (None, true) => Ok(Some(Framing::chunked())),
         (Some(n), false) => Ok(Some(Framing::length(n))),
         (None, false) => Ok(None),
@@ -150,7 +149,10 @@ impl<'a> RequestHead<'a> {
             httparse::Status::Complete(len) => len,
         };
         if len > MAX_HEAD {
-            return Err(Bad(Code::HttpTooLarge, format!("header section exceeds {MAX_HEAD} bytes")));
+            return Err(Bad(
+                Code::HttpTooLarge,
+                format!("header section exceeds {MAX_HEAD} bytes"),
+            ));
         }
         check_line_ends(&buffer[..len])?;
         let minor = request.version.unwrap_or(0);
@@ -270,8 +272,7 @@ impl ResponseHead {
         };
         let closes = tokens(&fields, "connection").any(|t| t.eq_ignore_ascii_case("close"));
         let keeps = tokens(&fields, "connection").any(|t| t.eq_ignore_ascii_case("keep-alive"));
-        let keep_alive =
-            framing != Framing::UntilClose && if minor == 0 { keeps } else { !closes };
+        let keep_alive = framing != Framing::UntilClose && if minor == 0 { keeps } else { !closes };
         Ok(Some(Self {
             status,
             keep_alive,
@@ -321,7 +322,10 @@ pub(crate) fn refusal(status: u16, code: Code, id: ConnectionId, close: bool) ->
         505 => "HTTP Version Not Supported",
         _ => "Error",
     };
-    let body = format!("{{\"code\":\"{code}\",\"reason\":\"{}\",\"connection_id\":\"{id}\"}}\n", code.slug());
+    let body = format!(
+        "{{\"code\":\"{code}\",\"reason\":\"{}\",\"connection_id\":\"{id}\"}}\n",
+        code.slug()
+    );
     format!(
         "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          X-Countersign-Code: {code}\r\n{}\r\n{body}",
@@ -396,13 +400,19 @@ mod tests {
         assert_eq!(request("GET / HTTP/1.1\r\nHost:"), Ok(None));
         let many = "A: b\r\n".repeat(101);
         assert_eq!(get(&many).err(), Some(Code::HttpTooLarge));
-        assert_eq!(request(&format!("GET /{}", "a".repeat(MAX_HEAD))).err(), Some(Code::HttpTooLarge));
+        assert_eq!(
+            request(&format!("GET /{}", "a".repeat(MAX_HEAD))).err(),
+            Some(Code::HttpTooLarge)
+        );
     }
 
     #[test]
     fn responses_keep_their_framing() {
         let parse = |t: &str, m: &str| ResponseHead::parse(t.as_bytes(), m).unwrap().unwrap();
-        assert_eq!(parse("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "GET").framing, Framing::Length(5));
+        assert_eq!(
+            parse("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "GET").framing,
+            Framing::Length(5)
+        );
         assert!(parse("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HEAD").framing.is_done());
         assert!(parse("HTTP/1.1 304 X\r\nContent-Length: 5\r\n\r\n", "GET").framing.is_done());
         let old = parse("HTTP/1.0 200 OK\r\n\r\n", "GET");
@@ -412,6 +422,12 @@ mod tests {
         let mut out = Vec::new();
         parsed.write(head, true, &mut out);
         assert_eq!(out, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        assert!(ResponseHead::parse(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "GET").is_err());
+        assert!(
+            ResponseHead::parse(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+                "GET"
+            )
+            .is_err()
+        );
     }
 }

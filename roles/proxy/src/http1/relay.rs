@@ -84,13 +84,7 @@ pub(crate) trait Exchange {
     type Upstream: Relayed;
 
     /// Judges a request.
-    fn judge(
-        &self,
-        method: &str,
-        host: &str,
-        path: &str,
-        fields: &[(&str, &str)],
-    ) -> Next;
+    fn judge(&self, method: &str, host: &str, path: &str, fields: &[(&str, &str)]) -> Next;
 
     /// Opens the connection to the other side.
     fn connect(&self) -> impl Future<Output = Result<Self::Upstream, Finding>> + Send;
@@ -436,17 +430,23 @@ impl Pump<'_> {
         loop {
             // Head and the first of the body travel in one write.
             if !self.request.is_done() && self.to_far.len() - self.to_far_at < READ {
-                let n = self.request.advance(near.bytes()).map_err(|what| {
-                    Broken::Far(Finding::new(Code::MalformedHttp, what))
-                })?;
+                let n = self
+                    .request
+                    .advance(near.bytes())
+                    .map_err(|what| Broken::Far(Finding::new(Code::MalformedHttp, what)))?;
                 if n > 0 {
                     self.to_far.extend_from_slice(&near.bytes()[..n]);
                     near.consume(n);
                 }
             }
             if self.to_far_at < self.to_far.len() {
-                let written =
-                    poll_write_out(cx, &mut far.io, &mut self.to_far, &mut self.to_far_at, &mut self.sent);
+                let written = poll_write_out(
+                    cx,
+                    &mut far.io,
+                    &mut self.to_far,
+                    &mut self.to_far_at,
+                    &mut self.sent,
+                );
                 match ready!(written) {
                     Ok(()) => {}
                     Err(e) => return Poll::Ready(Err(far_broke(&e))),
@@ -484,9 +484,9 @@ impl Pump<'_> {
                 && !framing.is_done()
                 && self.to_near.len() - self.to_near_at < READ
             {
-                let n = framing.advance(far.bytes()).map_err(|what| {
-                    Broken::Far(Finding::new(Code::MalformedHttp, what))
-                })?;
+                let n = framing
+                    .advance(far.bytes())
+                    .map_err(|what| Broken::Far(Finding::new(Code::MalformedHttp, what)))?;
                 if n > 0 {
                     self.to_near.extend_from_slice(&far.bytes()[..n]);
                     far.consume(n);

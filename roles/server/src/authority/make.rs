@@ -92,17 +92,14 @@ pub(crate) fn make_ca(
         signature_algorithm: signer.algorithm(),
     };
     let tbs = spec.to_be_signed().map_err(internal)?;
-    let cert =
-        tbs.assemble(&signer.sign(tbs.bytes()).map_err(internal)?).map_err(internal)?;
+    let cert = tbs.assemble(&signer.sign(tbs.bytes()).map_err(internal)?).map_err(internal)?;
     let info = CertInfo::parse(&cert).map_err(internal)?;
     let mut chain = vec![cert];
     if let Some(issuer) = issuer.filter(|a| a.record.kind != AuthorityKind::Root) {
         chain.extend(issuer.record.chain.iter().cloned());
     }
     let sealed_key = match seal {
-        Some(seal) => {
-            seal.seal(&purpose(kind), key.pkcs8().expose_pkcs8()).map_err(internal)?
-        }
+        Some(seal) => seal.seal(&purpose(kind), key.pkcs8().expose_pkcs8()).map_err(internal)?,
         None => Vec::new(),
     };
     let record = AuthorityRecord {
@@ -125,9 +122,8 @@ pub(crate) fn make_jwt_key(
     now: UnixTime,
 ) -> Result<Authority, Finding> {
     let key = PrivateKey::generate(KeyAlgorithm::EcdsaP256).map_err(internal)?;
-    let sealed_key = seal
-        .seal(&purpose(AuthorityKind::Jwt), key.pkcs8().expose_pkcs8())
-        .map_err(internal)?;
+    let sealed_key =
+        seal.seal(&purpose(AuthorityKind::Jwt), key.pkcs8().expose_pkcs8()).map_err(internal)?;
     let record = AuthorityRecord {
         kind: AuthorityKind::Jwt,
         status: AuthorityStatus::Prepared,
@@ -156,8 +152,7 @@ pub(crate) fn bootstrap(
     seal: &SealKey,
     now: UnixTime,
 ) -> Result<Bootstrap, Finding> {
-    let mut root =
-        make_ca(AuthorityKind::Root, trust_domain, None, options.root_ttl, None, now)?;
+    let mut root = make_ca(AuthorityKind::Root, trust_domain, None, options.root_ttl, None, now)?;
     let mut intermediate = make_ca(
         AuthorityKind::Intermediate,
         trust_domain,

@@ -203,11 +203,25 @@ impl AuthorityManager {
                 let issuer = current
                     .find(AuthorityKind::Intermediate, AuthorityStatus::Active)
                     .ok_or_else(|| Finding::new(Code::AuthorityExpiring, "no intermediate"))?;
-                make_ca(kind, &self.trust_domain, Some(issuer), self.lives.signing, Some(&self.seal), now)
+                make_ca(
+                    kind,
+                    &self.trust_domain,
+                    Some(issuer),
+                    self.lives.signing,
+                    Some(&self.seal),
+                    now,
+                )
             }
             AuthorityKind::Intermediate => {
                 let root = self.root_with_key(AuthorityStatus::Active)?;
-                make_ca(kind, &self.trust_domain, Some(&root), self.lives.intermediate, Some(&self.seal), now)
+                make_ca(
+                    kind,
+                    &self.trust_domain,
+                    Some(&root),
+                    self.lives.intermediate,
+                    Some(&self.seal),
+                    now,
+                )
             }
             AuthorityKind::Root => {
                 let root = make_ca(kind, &self.trust_domain, None, self.lives.root, None, now)?;
@@ -284,13 +298,13 @@ impl AuthorityManager {
             self.store.append_journal(new).await.map_err(|e| e.finding())?;
         }
         let records = all.iter().map(|a| a.record.clone()).collect();
-        self.store
-            .put_authorities(records, bundle.sequence)
-            .await
-            .map_err(|e| e.finding())?;
+        self.store.put_authorities(records, bundle.sequence).await.map_err(|e| e.finding())?;
         if changed {
-            let text: String =
-                bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect();
+            let text: String = bundle
+                .x509_authorities
+                .iter()
+                .map(|a| pem::encode("CERTIFICATE", &a.der))
+                .collect();
             write_atomic(&self.bundle_path, text.as_bytes(), 0o644).map_err(|e| e.finding())?;
         }
         let sequence = bundle.sequence;
@@ -325,8 +339,14 @@ impl AuthorityManager {
         })?;
         let td = &self.trust_domain;
         let seal = Some(&self.seal);
-        let intermediate =
-            make_ca(AuthorityKind::Intermediate, td, Some(&root), self.lives.intermediate, seal, now)?;
+        let intermediate = make_ca(
+            AuthorityKind::Intermediate,
+            td,
+            Some(&root),
+            self.lives.intermediate,
+            seal,
+            now,
+        )?;
         let signing = make_ca(
             AuthorityKind::Signing,
             td,
@@ -358,8 +378,7 @@ impl AuthorityManager {
         let mut all = self.current.load().all.clone();
         let before = all.len();
         all.retain(|a| {
-            a.record.status != AuthorityStatus::Old
-                || matches!(a.record.kind, AuthorityKind::Jwt)
+            a.record.status != AuthorityStatus::Old || matches!(a.record.kind, AuthorityKind::Jwt)
         });
         if all.len() == before {
             return Err(Finding::new(Code::EntryNotFound, "there is no old root")
@@ -399,7 +418,16 @@ impl AuthorityManager {
             let mut out = Vec::with_capacity(requests.len());
             let mut records = Vec::with_capacity(requests.len());
             for request in requests {
-                let issued = sign_leaf(request.id, &request.spki, &request.dns_names, request.ttl, key, info, &signing.record.chain, now)?;
+                let issued = sign_leaf(
+                    request.id,
+                    &request.spki,
+                    &request.dns_names,
+                    request.ttl,
+                    key,
+                    info,
+                    &signing.record.chain,
+                    now,
+                )?;
                 records.push(JournalRecord {
                     kind: request.kind,
                     spiffe_id: issued.id.clone(),
@@ -532,12 +560,9 @@ fn bundle_of(trust_domain: &TrustDomain, all: &[Authority], sequence: u64) -> Bu
     for a in all {
         let old = a.record.status == AuthorityStatus::Old;
         match a.record.kind {
-            AuthorityKind::Root => bundle
-                .x509_authorities
-                .extend(a.record.chain.first().map(|der| X509Authority {
-                    der: der.clone(),
-                    tainted: old,
-                })),
+            AuthorityKind::Root => bundle.x509_authorities.extend(
+                a.record.chain.first().map(|der| X509Authority { der: der.clone(), tainted: old }),
+            ),
             AuthorityKind::Jwt => bundle.jwt_authorities.push(JwtAuthority {
                 key_id: a.record.key_id.clone(),
                 public_key: a.record.public_key.clone(),

@@ -131,11 +131,9 @@ impl Service {
             .ok()
             .filter(|t| !t.is_empty() && t.len() <= 255)
             .ok_or_else(|| refuse("join token is not text of at most 255 bytes"))?;
-        let id = SpiffeId::from_path(
-            &self.0.trust_domain,
-            &format!("/spire/agent/join_token/{token}"),
-        )
-        .map_err(|_| refuse("join token holds characters that no token has"))?;
+        let id =
+            SpiffeId::from_path(&self.0.trust_domain, &format!("/spire/agent/join_token/{token}"))
+                .map_err(|_| refuse("join token holds characters that no token has"))?;
         if self.0.registry.agent(&id).is_some_and(|a| a.banned) {
             return Err(agent_denied(Cs::AgentBanned, "agent is banned", Reason::AgentBanned));
         }
@@ -256,7 +254,12 @@ impl api::agent_server::Agent for Service {
             self.0.registry.agent(&id).ok_or_else(|| Status::not_found("agent not found"))?;
         self.0
             .registry
-            .put_agent(AgentRecord { banned: true, next_serial: None, next_not_after: None, ..agent })
+            .put_agent(AgentRecord {
+                banned: true,
+                next_serial: None,
+                next_not_after: None,
+                ..agent
+            })
             .await
             .map_err(fail)?;
         Ok(Response::new(()))
@@ -330,7 +333,9 @@ impl api::agent_server::Agent for Service {
             None => None,
             Some(id) => {
                 let id = convert::spiffe_id("agent_id", Some(&id)).map_err(fail)?;
-                if !id.is_member_of(&self.0.trust_domain) || id.is_reserved() || id.is_trust_domain()
+                if !id.is_member_of(&self.0.trust_domain)
+                    || id.is_reserved()
+                    || id.is_trust_domain()
                 {
                     return Err(Status::invalid_argument("agent_id is not a node alias here"));
                 }

@@ -169,10 +169,9 @@ impl api::entry_server::Entry for Service {
                     status: item_status(Code::AlreadyExists, "similar entry already exists"),
                     entry: shown(&there),
                 },
-                Err(e) => api::batch_create_entry_response::Result {
-                    status: failed(&e),
-                    entry: None,
-                },
+                Err(e) => {
+                    api::batch_create_entry_response::Result { status: failed(&e), entry: None }
+                }
             });
         }
         Ok(Response::new(api::BatchCreateEntryResponse { results }))
@@ -204,10 +203,9 @@ impl api::entry_server::Entry for Service {
                         r.output_mask.as_ref(),
                     )),
                 },
-                Err(e) => api::batch_update_entry_response::Result {
-                    status: failed(&e),
-                    entry: None,
-                },
+                Err(e) => {
+                    api::batch_update_entry_response::Result { status: failed(&e), entry: None }
+                }
             });
         }
         Ok(Response::new(api::BatchUpdateEntryResponse { results }))
@@ -220,8 +218,7 @@ impl api::entry_server::Entry for Service {
         self.0.require_admin(&request)?;
         let ids = request.into_inner().ids;
         check_batch(ids.len())?;
-        let gone =
-            self.0.registry.delete(ids.clone()).await.map_err(|e| from_finding(&e))?;
+        let gone = self.0.registry.delete(ids.clone()).await.map_err(|e| from_finding(&e))?;
         let results = ids
             .into_iter()
             .map(|id| api::batch_delete_entry_response::Result {

@@ -31,11 +31,7 @@ pub(crate) fn wire_svid(issued: &Issued, hint: &str) -> types::X509svid {
     }
 }
 
-fn wire_jwt(
-    issued: IssuedJwt,
-    id: &countersign_identity::SpiffeId,
-    hint: &str,
-) -> types::Jwtsvid {
+fn wire_jwt(issued: IssuedJwt, id: &countersign_identity::SpiffeId, hint: &str) -> types::Jwtsvid {
     types::Jwtsvid {
         token: issued.token,
         id: Some(convert::from_spiffe_id(id)),

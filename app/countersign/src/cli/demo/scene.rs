@@ -16,16 +16,14 @@ use countersign_proxy::{
     IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, PeerMode, Protocol, Proxy,
     ProxyOptions, RunningProxy,
 };
-use countersign_server::{
-    DataDir, InitOptions, RunningServer, Server, ServerOptions, initialise,
-};
+use countersign_server::{DataDir, InitOptions, RunningServer, Server, ServerOptions, initialise};
 use countersign_telemetry::AccessLog;
 use countersign_tls::{
     Credentials, HandshakeError, PeerMatcher, TlsOptions, connect, current_time,
 };
 use countersign_wire::proto::countersign::server::v1 as own;
-use countersign_x509::profile::{CertSpec, Profile};
 use countersign_x509::CertInfo;
+use countersign_x509::profile::{CertSpec, Profile};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -239,7 +237,9 @@ impl Scene {
         for proxy in [&api, &web, &batch] {
             let ready = tokio::time::timeout(Duration::from_secs(10), proxy.ready()).await;
             if ready.is_err() {
-                return Err(proxy.last_error().unwrap_or_else(|| internal("a sidecar got no identity")));
+                return Err(proxy
+                    .last_error()
+                    .unwrap_or_else(|| internal("a sidecar got no identity")));
             }
         }
         Ok(Self {
@@ -288,7 +288,8 @@ impl Scene {
         match self.api_records.find(|r| r["result"] == "failure").await {
             Some(record) => {
                 let code = record["code"].as_str().unwrap_or_default().to_owned();
-                row.outcome = format!("refused: {}", record["message"].as_str().unwrap_or_default());
+                row.outcome =
+                    format!("refused: {}", record["message"].as_str().unwrap_or_default());
                 row.ok &= code == expected.as_str();
                 row.code = Some(code);
             }
@@ -350,10 +351,8 @@ impl Scene {
 
     /// Dials the inbound sidecar with `credentials` and reports whether it was let in.
     async fn dial_api(&self, credentials: &Credentials) -> Result<String, String> {
-        let client =
-            credentials.client(PeerMatcher::AnyTrusted, &[]).map_err(|e| e.to_string())?;
-        let stream =
-            TcpStream::connect(self.api.addresses[0]).await.map_err(|e| e.to_string())?;
+        let client = credentials.client(PeerMatcher::AnyTrusted, &[]).map_err(|e| e.to_string())?;
+        let stream = TcpStream::connect(self.api.addresses[0]).await.map_err(|e| e.to_string())?;
         let session = connect(stream, &client, Duration::from_secs(5)).await;
         let mut session = session.map_err(|e| e.to_string())?;
         // In TLS 1.3 the server's verdict comes after the client is done: ask, then listen.
@@ -362,7 +361,9 @@ impl Scene {
         match session.stream.read(&mut buf).await {
             Ok(n) if n > 0 => Ok("answered".into()),
             Ok(_) => Err("closed".into()),
-            Err(e) => Err(HandshakeError::of_established(&e).map_or(e.to_string(), |h| h.to_string())),
+            Err(e) => {
+                Err(HandshakeError::of_established(&e).map_or(e.to_string(), |h| h.to_string()))
+            }
         }
     }
 
@@ -370,8 +371,7 @@ impl Scene {
         let mut row = Row::new("impostor -> api, wrong CA");
         let fail = |e: String| (row.what.clone(), e);
         let svid = impostor().map_err(|e| fail(e.message))?;
-        let bundles =
-            BundleSet::collect([self.bundle.clone()]).map_err(|e| fail(e.to_string()))?;
+        let bundles = BundleSet::collect([self.bundle.clone()]).map_err(|e| fail(e.to_string()))?;
         let credentials = Credentials::new(&svid, &bundles, 0, TlsOptions::default())
             .map_err(|e| fail(e.to_string()))?;
         row.ok = self.dial_api(&credentials).await.is_err();
@@ -382,11 +382,9 @@ impl Scene {
     async fn no_certificate(&self) -> Result<Row, (String, String)> {
         let mut row = Row::new("anonymous -> api, no certificate");
         let fail = |e: String| (row.what.clone(), e);
-        let bundles =
-            BundleSet::collect([self.bundle.clone()]).map_err(|e| fail(e.to_string()))?;
-        let stream = TcpStream::connect(self.api.addresses[0])
-            .await
-            .map_err(|e| fail(e.to_string()))?;
+        let bundles = BundleSet::collect([self.bundle.clone()]).map_err(|e| fail(e.to_string()))?;
+        let stream =
+            TcpStream::connect(self.api.addresses[0]).await.map_err(|e| fail(e.to_string()))?;
         let session = countersign_tls::connect_bootstrap(
             stream,
             &bundles,

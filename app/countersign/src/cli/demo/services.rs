@@ -16,7 +16,9 @@ pub(super) async fn serve(listener: TcpListener) {
             loop {
                 while !data.windows(4).any(|w| w == b"\r\n\r\n") {
                     match stream.read(&mut buf).await {
-                        Ok(n) if n > 0 && data.len() < 64 << 10 => data.extend_from_slice(&buf[..n]),
+                        Ok(n) if n > 0 && data.len() < 64 << 10 => {
+                            data.extend_from_slice(&buf[..n])
+                        }
                         _ => return,
                     }
                 }
@@ -44,7 +46,8 @@ pub(super) async fn serve(listener: TcpListener) {
 pub(super) async fn get(address: SocketAddr) -> Result<(u16, String), String> {
     let call = async {
         let mut stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
-        let request = format!("GET /hello HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET /hello HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.map_err(|e| e.to_string())?;
