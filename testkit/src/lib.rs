@@ -8,6 +8,7 @@ use countersign_keys::{KeyAlgorithm, PrivateKey, Signer};
 use countersign_x509::CertInfo;
 use countersign_x509::profile::{CertSpec, Profile};
 
+pub mod raw_tls;
 mod stories;
 
 pub use stories::{Story, TestIdentity};

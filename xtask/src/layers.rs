@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 
 /// Crates that only one crate of the workspace may name.
 const RESERVED: &[(&str, &[&str])] = &[
-    ("rustls", &["countersign-tls", "countersign-bench"]),
-    ("tokio-rustls", &["countersign-tls", "countersign-bench"]),
+    ("rustls", &["countersign-tls", "countersign-bench", "countersign-testkit"]),
+    ("tokio-rustls", &["countersign-tls", "countersign-bench", "countersign-testkit"]),
     ("tonic", &["countersign-wire"]),
     ("prost", &["countersign-wire"]),
     ("rusqlite", &["countersign-store"]),

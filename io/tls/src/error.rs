@@ -24,6 +24,9 @@ pub enum HandshakeError {
     /// No common version, group, suite or scheme.
     #[error("peers have nothing in common: {0}")]
     Incompatible(String, Code),
+    /// The peer's key is not that of the certificate it shows.
+    #[error("peer's handshake signature does not verify with the certificate it presented")]
+    KeyMismatch,
     /// What came was not TLS.
     #[error("peer does not speak TLS")]
     NotTls,
@@ -78,6 +81,10 @@ impl HandshakeError {
                 HandshakeError::Incompatible(format!("{why:?}"), code)
             }
             Error::InvalidMessage(InvalidMessage::InvalidContentType) => HandshakeError::NotTls,
+            // Our chain validation reports through `take_refusal`; what is left is CertificateVerify.
+            Error::InvalidCertificate(rustls::CertificateError::BadSignature) => {
+                HandshakeError::KeyMismatch
+            }
             other => HandshakeError::Protocol(other.to_string()),
         }
     }
@@ -94,6 +101,7 @@ impl HandshakeError {
             HandshakeError::Chain(e) => e.code(),
             HandshakeError::NoCertificate => Code::NoClientCertificate,
             HandshakeError::Alert(_, code) | HandshakeError::Incompatible(_, code) => *code,
+            HandshakeError::KeyMismatch => Code::KeyCertificateMismatch,
             HandshakeError::NotTls => Code::PeerNotTls,
             HandshakeError::Timeout(_) => Code::HandshakeTimeout,
             HandshakeError::Io(_) | HandshakeError::Protocol(_) => Code::HandshakeFailed,

@@ -203,30 +203,33 @@ impl Inbound<'_> {
         };
         self.shared.metrics.handshake_succeeded(Direction::Inbound, info.duration);
         self.note_handshake(&peer, &info);
-        self.established(&mut stream, Some(&peer), None).await;
-        let _ = tokio::time::timeout(Duration::from_millis(500), stream.shutdown()).await;
+        let clean = self.established(&mut stream, Some(&peer), None).await;
+        // A proper close after a break would pass for the end of the data.
+        if clean {
+            let _ = tokio::time::timeout(Duration::from_millis(500), stream.shutdown()).await;
+        }
     }
 
     async fn plaintext(&self, mut stream: TcpStream, upstream: Option<TcpStream>) {
         self.established(&mut stream, None, upstream).await;
     }
 
-    /// Decides and relays, by protocol.
+    /// Decides and relays, by protocol. `false`: it broke, and the close must show that.
     async fn established<C: Relayed>(
         &self,
         client: &mut C,
         peer: Option<&Arc<PeerIdentity>>,
         upstream: Option<TcpStream>,
-    ) {
+    ) -> bool {
         let security = if peer.is_some() { Security::Mtls } else { Security::Plaintext };
         let begun = Instant::now();
         self.shared.metrics.connection_opened(Direction::Inbound, security);
         let mut count = Relayed2::default();
-        match self.options.protocol {
+        let clean = match self.options.protocol {
             Protocol::Tcp => self.tcp(client, peer, Vec::new(), upstream, &mut count).await,
             Protocol::Http => self.http(client, peer, Vec::new(), &mut count).await,
             Protocol::Auto => self.auto(client, peer, upstream, &mut count).await,
-        }
+        };
         let life = begun.elapsed();
         self.shared.metrics.connection_closed(
             Direction::Inbound,
@@ -249,6 +252,7 @@ impl Inbound<'_> {
                 ..HandshakeRecord::default()
             });
         }
+        clean
     }
 
     /// Whoever speaks first shows what is spoken.
@@ -258,7 +262,7 @@ impl Inbound<'_> {
         peer: Option<&Arc<PeerIdentity>>,
         upstream: Option<TcpStream>,
         count: &mut Relayed2,
-    ) {
+    ) -> bool {
         let mut early = Vec::new();
         let mut far = upstream;
         if far.is_some() {
@@ -283,7 +287,8 @@ impl Inbound<'_> {
                         Code::HttpVersionUnsupported,
                         "HTTP/2 on a port whose protocol is detected",
                     );
-                    return self.note(peer, &finding);
+                    self.note(peer, &finding);
+                    return true;
                 }
                 None => {}
             }
@@ -292,7 +297,7 @@ impl Inbound<'_> {
             tokio::select! {
                 read = client.read(&mut buf) => match read {
                     Ok(n) if n > 0 => early.extend_from_slice(&buf[..n]),
-                    _ if early.is_empty() => return,
+                    _ if early.is_empty() => return true,
                     _ => return self.tcp(client, peer, early, far, count).await,
                 },
                 () = tokio::time::sleep(Duration::from_millis(20)),
@@ -323,26 +328,37 @@ impl Inbound<'_> {
         early: Vec<u8>,
         upstream: Option<TcpStream>,
         count: &mut Relayed2,
-    ) {
+    ) -> bool {
         let permit = match self.permit(peer, None) {
             Ok(permit) => permit,
-            Err(finding) => return self.note(peer, &finding),
+            Err(finding) => {
+                self.note(peer, &finding);
+                return true;
+            }
         };
         let mut far = match upstream {
             Some(far) => far,
             None => match self.connect().await {
                 Ok(far) => far,
-                Err(finding) => return self.note(peer, &finding),
+                Err(finding) => {
+                    self.note(peer, &finding);
+                    return true;
+                }
             },
         };
         let again = || self.decide(&source_of(peer), None).is_allowed();
         let work = relay(client, &mut far, early, count);
         match forward(permit, peer, self.shared, again, work).await {
-            Ok(End::Finished) => {}
+            Ok(End::Finished) => true,
             Ok(End::Broken { far, error }) => {
                 tracing::debug!(connection = %self.id, far, "connection broke: {error}");
+                false
             }
-            Err(code) => self.cut(peer, code),
+            Err(code) => {
+                self.cut(peer, code);
+                client.reset_on_close();
+                false
+            }
         }
     }
 
@@ -352,13 +368,16 @@ impl Inbound<'_> {
         peer: Option<&Arc<PeerIdentity>>,
         early: Vec<u8>,
         count: &mut Relayed2,
-    ) {
+    ) -> bool {
         let exchange = HttpInbound { connection: self, peer };
         let draining = self.shared.draining.subscribe();
         // Each request is decided by itself; the permit here bounds the connection's life.
         let permit = match exchange.connection_permit() {
             Ok(permit) => permit,
-            Err(finding) => return self.note(peer, &finding),
+            Err(finding) => {
+                self.note(peer, &finding);
+                return true;
+            }
         };
         let work = http1::serve(client, early, &exchange, self.id, draining);
         match forward(permit, peer, self.shared, || true, work).await {
@@ -369,8 +388,13 @@ impl Inbound<'_> {
                 if let Some(finding) = end.failure {
                     self.note(peer, &finding);
                 }
+                end.clean
             }
-            Err(code) => self.cut(peer, code),
+            Err(code) => {
+                self.cut(peer, code);
+                client.reset_on_close();
+                false
+            }
         }
     }
 

@@ -100,6 +100,8 @@ pub(crate) struct HttpEnd {
     pub(crate) received: u64,
     /// Failures after the handshake that deserve a record.
     pub(crate) failure: Option<Finding>,
+    /// Whether the client's connection was closed properly; otherwise an answer was cut off.
+    pub(crate) clean: bool,
 }
 
 enum Outcome {
@@ -117,7 +119,7 @@ pub(crate) async fn serve<C: Relayed, E: Exchange>(
     id: ConnectionId,
     mut draining: watch::Receiver<bool>,
 ) -> HttpEnd {
-    let mut end = HttpEnd { requests: 0, sent: 0, received: 0, failure: None };
+    let mut end = HttpEnd { requests: 0, sent: 0, received: 0, failure: None, clean: true };
     let mut client = Buffered::new(client, early);
     let mut upstream: Option<Buffered<E::Upstream>> = None;
     loop {
@@ -152,7 +154,9 @@ pub(crate) async fn serve<C: Relayed, E: Exchange>(
             }
         }
     }
-    let _ = client.io.shutdown().await;
+    if end.clean {
+        let _ = client.io.shutdown().await;
+    }
     end
 }
 
@@ -326,6 +330,7 @@ async fn one<C: Relayed, E: Exchange>(
             if pump.begun {
                 // Half an answer is out: only a reset says that it is not whole.
                 client.io.reset_on_close();
+                end.clean = false;
             } else {
                 answer(client, 502, finding.code, id, true).await;
             }

@@ -1,0 +1,244 @@
+//! HTTP/1.1 through the proxy: identity headers, authorization, framing.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use countersign_policy::Mode;
+use countersign_proxy::{PeerMode, Protocol};
+use countersign_testkit::raw_tls;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+
+use crate::kit::{Kit, any, dial};
+
+/// An HTTP server that answers each request with what it received, chunked if asked to.
+async fn mirror() -> SocketAddr {
+    let listener = TcpListener::bind(any()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(mirror_one(stream));
+        }
+    });
+    address
+}
+
+async fn mirror_one(mut stream: TcpStream) {
+    let mut data: Vec<u8> = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(i) = data.windows(4).position(|w| w == b"\r\n\r\n") {
+                break i + 4;
+            }
+            let mut buf = [0; 4096];
+            match stream.read(&mut buf).await {
+                Ok(n) if n > 0 => data.extend_from_slice(&buf[..n]),
+                _ => return,
+            }
+        };
+        let head = String::from_utf8_lossy(&data[..end]).into_owned();
+        data.drain(..end);
+        if head.contains("Transfer-Encoding: chunked") {
+            while !data.ends_with(b"0\r\n\r\n") {
+                let mut buf = [0; 4096];
+                match stream.read(&mut buf).await {
+                    Ok(n) if n > 0 => data.extend_from_slice(&buf[..n]),
+                    _ => return,
+                }
+            }
+        }
+        let body = format!("{head}{}", String::from_utf8_lossy(&data));
+        data.clear();
+        let answer = if head.starts_with("GET /chunked") {
+            format!(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+                body.len()
+            )
+        } else if head.starts_with("GET /close") {
+            format!("HTTP/1.0 200 OK\r\n\r\n{body}")
+        } else {
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        };
+        if stream.write_all(answer.as_bytes()).await.is_err() || head.starts_with("GET /close") {
+            return;
+        }
+    }
+}
+
+async fn connect(kit: &Kit, address: SocketAddr, path: &str) -> TlsStream<TcpStream> {
+    raw_tls::client(Some(&kit.good(path)))
+        .connect(raw_tls::any_name(), dial(address).await)
+        .await
+        .unwrap()
+}
+
+/// Sends `request` and reads until `until` appears or the stream ends.
+async fn ask(tls: &mut TlsStream<TcpStream>, request: &str, until: &str) -> String {
+    tls.write_all(request.as_bytes()).await.unwrap();
+    let mut out = Vec::new();
+    let mut buf = [0; 4096];
+    let read = async {
+        while !String::from_utf8_lossy(&out).contains(until) {
+            match tls.read(&mut buf).await {
+                Ok(n) if n > 0 => out.extend_from_slice(&buf[..n]),
+                _ => break,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), read).await.expect("answer");
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[tokio::test]
+async fn the_verified_identity_replaces_what_the_caller_claims() {
+    let kit = Kit::new();
+    for protocol in [Protocol::Http, Protocol::Auto] {
+        let proxy = kit.inbound(mirror().await, protocol).await;
+        let mut tls = connect(&kit, proxy.addresses[0], "/ns/shop/sa/web").await;
+        for _ in 0..3 {
+            let got = ask(
+                &mut tls,
+                "GET /a//b HTTP/1.1\r\nHost: x\r\nX-Forwarded-Client-Cert: URI=spiffe://evil\r\n\
+                 x_forwarded-client_cert: evil\r\nEnd: 1\r\n\r\n",
+                "URI=spiffe://corp.test/ns/shop/sa/web\r\n\r\n",
+            )
+            .await;
+            assert!(got.contains("GET /a/b HTTP/1.1\r\n"), "{got}");
+            assert!(got.contains("By=spiffe://corp.test/proxy;Hash="), "{got}");
+            assert!(!got.contains("evil"), "{got}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn bodies_keep_their_framing_in_both_directions() {
+    let kit = Kit::new();
+    let inbound = kit.inbound(mirror().await, Protocol::Http).await;
+    let outbound = kit.outbound(inbound.addresses[0], "/proxy", Protocol::Http).await;
+    let mut client = dial(outbound.addresses[0]).await;
+    let body = "5\r\nhello\r\n3\r\nyou\r\n0\r\n\r\n";
+    for part in [
+        "POST /p HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+        &body[..7],
+        &body[7..],
+    ] {
+        client.write_all(part.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    let mut got = String::new();
+    let mut buf = [0; 4096];
+    while !got.ends_with(body) {
+        let n = client.read(&mut buf).await.unwrap();
+        assert!(n > 0, "{got}");
+        got.push_str(std::str::from_utf8(&buf[..n]).unwrap());
+    }
+    client.write_all(b"GET /chunked HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut got = String::new();
+    while !got.ends_with("\r\n0\r\n\r\n") {
+        let n = client.read(&mut buf).await.unwrap();
+        assert!(n > 0, "{got}");
+        got.push_str(std::str::from_utf8(&buf[..n]).unwrap());
+    }
+    client.write_all(b"GET /close HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let rest = crate::kit::read_all(&mut client).await.unwrap();
+    let text = String::from_utf8(rest).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("GET /close"), "{text}");
+}
+
+const POLICY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: readers, namespace: default}
+spec:
+  rules:
+  - from: [{source: {principals: [corp.test/ns/shop/sa/web]}}]
+    to: [{operation: {methods: [GET], paths: [/public/*]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: never, namespace: default}
+spec:
+  action: DENY
+  rules:
+  - to: [{operation: {paths: ['*/secret']}}]
+";
+
+#[tokio::test]
+async fn each_request_is_decided_by_itself() {
+    let kit = Kit::new();
+    let strict = PeerMode::Fixed(Mode::Strict);
+    let proxy = kit.inbound_with(mirror().await, Protocol::Http, strict, &[POLICY]).await;
+    let mut web = connect(&kit, proxy.addresses[0], "/ns/shop/sa/web").await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(ask(&mut web, &get("/public/a"), "\r\n\r\nGET").await.contains("200 OK"));
+    let refused = ask(&mut web, &get("/private"), "}").await;
+    assert!(refused.contains("403") && refused.contains("CS3002"), "{refused}");
+    let refused = ask(&mut web, &get("/public/secret"), "}").await;
+    assert!(refused.contains("403") && refused.contains("CS3001"), "{refused}");
+    let refused = ask(&mut web, &get("/public/x/..%2f..%2fprivate"), "}").await;
+    assert!(refused.contains("403"), "the normalised path counts: {refused}");
+    assert!(ask(&mut web, &get("/public/b"), "\r\n\r\nGET").await.contains("200 OK"), "still open");
+    let post = "POST /public/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    assert!(ask(&mut web, post, "}").await.contains("403"));
+    let mut other = connect(&kit, proxy.addresses[0], "/ns/shop/sa/other").await;
+    assert!(ask(&mut other, &get("/public/a"), "}").await.contains("CS3002"));
+}
+
+#[tokio::test]
+async fn smuggling_attempts_get_400_and_never_reach_the_application() {
+    let kit = Kit::new();
+    let proxy = kit.inbound(mirror().await, Protocol::Http).await;
+    for request in [
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: x\r\nA: b\nC: d\r\n\r\n",
+        "GET /%00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ] {
+        let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+        let got = ask(&mut tls, request, "}").await;
+        assert!(got.starts_with("HTTP/1.1 400 ") && got.contains("CS2203"), "{request:?}: {got}");
+    }
+    // A broken chunk: what came before may be out, but the upstream never gets the rest.
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    let request = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n";
+    let got = ask(&mut tls, request, "}").await;
+    assert!(!got.contains("200 OK"), "{got}");
+}
+
+#[tokio::test]
+async fn http2_on_a_detected_port_is_refused() {
+    let kit = Kit::new();
+    let proxy = kit.inbound(mirror().await, Protocol::Auto).await;
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    let got = ask(&mut tls, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "never").await;
+    assert_eq!(got, "");
+    assert_eq!(kit.records.code().await, "CS2205");
+}
+
+#[tokio::test]
+async fn an_upgrade_becomes_a_tunnel() {
+    let kit = Kit::new();
+    let listener = TcpListener::bind(any()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut s, _) = listener.accept().await.unwrap();
+        let mut buf = [0; 2048];
+        let n = s.read(&mut buf).await.unwrap();
+        let head = String::from_utf8_lossy(&buf[..n]).into_owned();
+        assert!(head.contains("Connection: Upgrade\r\n") && head.contains("Upgrade: echo\r\n"), "{head}");
+        assert!(!head.contains("early"), "bytes behind the request wait for the upgrade");
+        s.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+            .await
+            .unwrap();
+        let (mut r, mut w) = s.split();
+        let _ = tokio::io::copy(&mut r, &mut w).await;
+    });
+    let proxy = kit.inbound(address, Protocol::Http).await;
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    let request = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\n\r\nearly";
+    let got = ask(&mut tls, request, "early").await;
+    assert!(got.starts_with("HTTP/1.1 101 ") && got.ends_with("early"), "{got}");
+    assert_eq!(ask(&mut tls, "more", "more").await, "more");
+}

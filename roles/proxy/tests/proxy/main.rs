@@ -1,0 +1,7 @@
+//! The proxy as its peers see it: real sockets, real TLS, certificates by story.
+#![allow(unreachable_pub, missing_docs)]
+
+mod bad_certificates;
+mod http;
+mod kit;
+mod tcp;
