@@ -87,8 +87,7 @@ impl ClientCertVerifier for AcceptAnything {
 }
 
 fn certified(identity: &TestIdentity) -> Arc<SingleCertAndKey> {
-    let key =
-        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.expose_pkcs8().to_vec()));
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.expose_pkcs8().to_vec()));
     let key = default_provider().key_provider.load_private_key(key).expect("key");
     let chain = identity.chain.iter().cloned().map(CertificateDer::from).collect();
     // Not checked against each other: a mismatch is one of the stories.

@@ -116,6 +116,7 @@ enum Command {
 
 /// Runs a parsed command.
 pub(crate) fn run(cli: Cli) -> ExitCode {
+    countersign_sys::raise_open_files();
     let global = cli.global;
     let quiet_by_default = !matches!(
         cli.command,

@@ -18,25 +18,31 @@ pub struct Workload {
     pub trust_domain: TrustDomain,
     /// Its namespace.
     pub namespace: String,
-    /// Its labels.
-    pub labels: Labels,
+    /// Its labels; `None` if they are not known. Then a selector is taken to match where that refuses
+    /// more, and not to match where it would allow more.
+    pub labels: Option<Labels>,
     /// Policies of this namespace apply to every namespace.
     pub root_namespace: String,
 }
 
 impl Workload {
-    /// The workload behind `id`: the namespace is the ID's, or `default`; no labels.
+    /// The workload behind `id`: the namespace is the ID's, or `default`; labels unknown.
     pub fn of(id: &SpiffeId) -> Self {
         Self {
             trust_domain: id.trust_domain().clone(),
             namespace: id.namespace().unwrap_or("default").to_owned(),
-            labels: Labels::new(),
+            labels: None,
             root_namespace: "istio-system".into(),
         }
     }
 
-    pub(crate) fn has_labels(&self, wanted: &Labels) -> bool {
-        wanted.iter().all(|(k, v)| self.labels.get(k) == Some(v))
+    /// Whether the workload has these labels; `None` if that is not known.
+    pub(crate) fn has_labels(&self, wanted: &Labels) -> Option<bool> {
+        if wanted.is_empty() {
+            return Some(true);
+        }
+        let labels = self.labels.as_ref()?;
+        Some(wanted.iter().all(|(k, v)| labels.get(k) == Some(v)))
     }
 }
 
@@ -75,7 +81,11 @@ impl PolicySet {
         };
         for document in documents {
             match document {
-                Document::AuthorizationPolicy(p) if applies(p, workload) => set.add(p),
+                Document::AuthorizationPolicy(p) => match applies(p, workload) {
+                    Some(true) => set.add(p),
+                    Some(false) => {}
+                    None => set.add_doubtful(p),
+                },
                 Document::PeerAuthentication(p) => set.modes.push(p.clone()),
                 _ => {}
             }
@@ -95,6 +105,15 @@ impl PolicySet {
             Action::Allow => self.allow.push(compiled),
             Action::Deny => self.deny.push(compiled),
             Action::Audit => self.audit.push(compiled),
+        }
+    }
+
+    /// A policy whose selector may or may not match: a DENY counts, an ALLOW only switches to "nothing
+    /// but what is allowed".
+    fn add_doubtful(&mut self, p: &AuthorizationPolicy) {
+        match p.action {
+            Action::Deny | Action::Audit => self.add(p),
+            Action::Allow => self.add(&AuthorizationPolicy { rules: Vec::new(), ..p.clone() }),
         }
     }
 
@@ -284,9 +303,11 @@ impl Rule {
     }
 }
 
-fn applies(p: &AuthorizationPolicy, workload: &Workload) -> bool {
-    (p.namespace == workload.namespace || p.namespace == workload.root_namespace)
-        && workload.has_labels(&p.selector)
+fn applies(p: &AuthorizationPolicy, workload: &Workload) -> Option<bool> {
+    if p.namespace != workload.namespace && p.namespace != workload.root_namespace {
+        return Some(false);
+    }
+    workload.has_labels(&p.selector)
 }
 
 fn who(request: &Request<'_>) -> String {

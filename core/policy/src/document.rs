@@ -176,6 +176,13 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<Document>, Finding> {
         return Err(Finding::new(Code::ConfigSyntax, "more than 16 MiB").at(origin.to_owned()));
     }
     let mut out = Vec::new();
+    // YAML allows content behind the marker; splitting by lines would lose it without a word.
+    if let Some(i) = text.lines().position(|l| {
+        l.strip_prefix("--- ").is_some_and(|r| !r.trim().is_empty() && !r.trim().starts_with('#'))
+    }) {
+        return Err(Finding::new(Code::ConfigSyntax, "content behind `---`; begin a new line")
+            .at(format!("{origin}:{}", i + 1)));
+    }
     for (first_line, part) in split(text) {
         let blank = part.lines().all(|l| {
             let l = l.trim();

@@ -54,7 +54,14 @@ pub(crate) fn resolve(
             !d.selector.is_empty()
                 && d.namespace == workload.namespace
                 && d.namespace != workload.root_namespace
-                && workload.has_labels(&d.selector)
+                && match workload.has_labels(&d.selector) {
+                    Some(matches) => matches,
+                    // Unknown labels: STRICT counts, PERMISSIVE does not.
+                    None => {
+                        d.mode == Some(Mode::Strict)
+                            || d.port_modes.get(&port) == Some(&Some(Mode::Strict))
+                    }
+                }
         },
     ];
     let mut mode = None;

@@ -140,13 +140,17 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), KeyFileE
     result.map_err(fail)
 }
 
-/// Creates a directory (and its parents) that only the owner may enter.
+/// Creates a directory that only the owner may enter; missing parents are made as usual, because others
+/// may have to pass through them.
 pub fn create_dir_private(path: &Path) -> Result<(), KeyFileError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| KeyFileError::Write { path: path.to_owned(), source })
+    let fail = |source| KeyFileError::Write { path: path.to_owned(), source };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(fail)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.map_err(fail),
+    }
 }
 
 #[cfg(test)]

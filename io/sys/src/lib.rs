@@ -5,4 +5,6 @@ mod listen;
 mod process;
 
 pub use listen::{ListenError, bind_tcp, bind_unix, tune};
-pub use process::{PeerProcess, ProcessError, is_descendant, own_uid, parent_of, start_time_of};
+pub use process::{
+    PeerProcess, ProcessError, is_descendant, own_uid, parent_of, raise_open_files, start_time_of,
+};

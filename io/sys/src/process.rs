@@ -72,6 +72,14 @@ impl PeerProcess {
     }
 }
 
+/// Raises the soft limit of open files to the hard one: each connection costs at least one.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
 /// This process' effective user id.
 pub fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()

@@ -284,3 +284,13 @@ pub fn encode_bundle(bundle: &Bundle) -> Vec<u8> {
 pub fn decode_bundle(bytes: &[u8]) -> Option<Bundle> {
     bundle(&<types::Bundle as prost::Message>::decode(bytes).ok()?).ok()
 }
+
+/// A set of policies as bytes, for caches.
+pub fn encode_policies(set: &crate::proto::countersign::server::v1::PolicySet) -> Vec<u8> {
+    prost::Message::encode_to_vec(set)
+}
+
+/// Reads [`encode_policies`]' bytes.
+pub fn decode_policies(bytes: &[u8]) -> Option<crate::proto::countersign::server::v1::PolicySet> {
+    prost::Message::decode(bytes).ok()
+}

@@ -11,6 +11,7 @@ use crate::proto::spire::api::types::PermissionDeniedDetails;
 pub use crate::proto::spire::api::types::permission_denied_details::Reason;
 
 const HEADER: &str = "countersign-code";
+const HINT: &str = "countersign-hint";
 const DETAILS_URL: &str = "type.googleapis.com/spire.api.types.PermissionDeniedDetails";
 
 /// The gRPC code that fits a catalogue code.
@@ -50,6 +51,9 @@ pub fn from_finding(finding: &Finding) -> Status {
     let mut status = Status::new(grpc_code(finding.code), finding.message.clone());
     if let Ok(value) = MetadataValue::try_from(finding.code.as_str()) {
         status.metadata_mut().insert(HEADER, value);
+    }
+    if let Ok(value) = MetadataValue::try_from(finding.hint.as_str()) {
+        status.metadata_mut().insert(HINT, value);
     }
     status
 }
@@ -94,7 +98,11 @@ pub fn to_finding(status: &Status, fallback: Cs) -> Finding {
     } else {
         status.message().to_owned()
     };
-    Finding::new(code, message)
+    let finding = Finding::new(code, message);
+    match status.metadata().get(HINT).and_then(|v| v.to_str().ok()) {
+        Some(hint) if !hint.is_empty() => finding.hint(hint),
+        _ => finding,
+    }
 }
 
 #[cfg(test)]

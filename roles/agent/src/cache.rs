@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use countersign_identity::{PrivateKeyDer, SpiffeId, UnixTime, X509Svid};
 use countersign_keys::{SealKey, read_bounded, write_atomic};
-use countersign_wire::convert::{decode_bundle, decode_entry, encode_bundle, encode_entry};
+use countersign_wire::convert::{
+    decode_bundle, decode_entry, decode_policies, encode_bundle, encode_entry, encode_policies,
+};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -33,6 +35,8 @@ struct Stored {
     bundle: Vec<u8>,
     entries: Vec<Vec<u8>>,
     svids: Vec<(String, StoredSvid)>,
+    #[serde(default)]
+    policies: Vec<u8>,
 }
 
 /// What was read back.
@@ -40,6 +44,8 @@ pub(crate) struct Restored {
     pub(crate) server: String,
     pub(crate) own: Held,
     pub(crate) state: State,
+    /// The server has said that this agent is not attested any more.
+    pub(crate) evicted: bool,
 }
 
 pub(crate) struct Cache {
@@ -102,8 +108,14 @@ impl Cache {
         for (id, svid) in stored.svids {
             state.svids.insert(id, Arc::new(svid.restore()?));
         }
+        state.policies = Arc::new(decode_policies(&stored.policies)?);
         state.ready = true;
-        Some(Restored { server: stored.server, own: stored.own.restore()?, state })
+        Some(Restored {
+            server: stored.server,
+            own: stored.own.restore()?,
+            state,
+            evicted: self.evicted_marker().exists(),
+        })
     }
 
     pub(crate) fn save(&self, server: &str, own: &Held, state: &State) -> Result<(), String> {
@@ -113,10 +125,24 @@ impl Cache {
             bundle: encode_bundle(&state.bundle),
             entries: state.entries.values().map(|e| encode_entry(e)).collect(),
             svids: state.svids.iter().map(|(id, held)| (id.clone(), store(held))).collect(),
+            policies: encode_policies(&state.policies),
         };
         let plain = Zeroizing::new(serde_json::to_vec(&stored).map_err(|e| e.to_string())?);
         let sealed = self.seal.seal(PURPOSE, &plain).map_err(|e| e.to_string())?;
         write_atomic(&self.path, &sealed, 0o600).map_err(|e| e.to_string())
+    }
+
+    fn evicted_marker(&self) -> PathBuf {
+        self.path.with_extension("evicted")
+    }
+
+    /// Notes that the server no longer knows this agent: the next start takes a join string.
+    pub(crate) fn mark_evicted(&self, evicted: bool) {
+        if evicted {
+            let _ = std::fs::write(self.evicted_marker(), "");
+        } else {
+            let _ = std::fs::remove_file(self.evicted_marker());
+        }
     }
 
     /// Forgets everything: the agent was banned.

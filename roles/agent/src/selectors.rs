@@ -10,14 +10,18 @@ use std::sync::Mutex;
 
 use countersign_identity::{Selector, SelectorSet};
 use countersign_sys::{PeerProcess, ProcessError};
-use countersign_x509::{hex, sha256};
+use countersign_x509::{Sha256, hex};
 
 /// Largest executable that is hashed, in bytes.
-const MAX_HASHED: u64 = 1 << 30;
+const MAX_HASHED: u64 = 512 << 20;
+
+/// Device, inode, change time in seconds and nanoseconds, length. The change time cannot be set by the
+/// file's owner, unlike the modification time.
+type FileKey = (u64, u64, i64, i64, u64);
 
 /// Hashes by file identity, so that a binary is read once.
 #[derive(Default)]
-pub(crate) struct Hashes(Mutex<HashMap<(u64, u64, i64, u64), String>>);
+pub(crate) struct Hashes(Mutex<HashMap<FileKey, String>>);
 
 /// The selectors of `process`, checked to be still the same process after the facts were read.
 pub(crate) fn attest(
@@ -86,13 +90,28 @@ impl Hashes {
         if meta.len() > MAX_HASHED {
             return None;
         }
-        let key = (meta.dev(), meta.ino(), meta.mtime(), meta.len());
+        let key_of = |m: &fs::Metadata| (m.dev(), m.ino(), m.ctime(), m.ctime_nsec(), m.len());
+        let key = key_of(&meta);
         if let Some(known) = self.0.lock().unwrap_or_else(|e| e.into_inner()).get(&key) {
             return Some(known.clone());
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).ok()?);
-        file.take(MAX_HASHED).read_to_end(&mut bytes).ok()?;
-        let digest = hex(&sha256(&bytes));
+        let mut hash = Sha256::new();
+        let mut chunk = vec![0; 64 << 10];
+        let mut left = MAX_HASHED;
+        let mut reader = &file;
+        loop {
+            let n = reader.read(&mut chunk).ok()?;
+            if n == 0 {
+                break;
+            }
+            left = left.checked_sub(n as u64)?;
+            hash.update(&chunk[..n]);
+        }
+        let digest = hex(&hash.finish());
+        // Changed while it was read: what was hashed is not what is there.
+        if key_of(&file.metadata().ok()?) != key {
+            return None;
+        }
         let mut cache = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if cache.len() >= 1024 {
             cache.clear();
@@ -115,7 +134,7 @@ mod tests {
         assert!(has(format!("unix:uid:{}", process.uid)));
         let exe = std::env::current_exe().unwrap();
         assert!(has(format!("unix:path:{}", exe.display())));
-        let digest = hex(&sha256(&fs::read(exe).unwrap()));
+        let digest = hex(&countersign_x509::sha256(&fs::read(exe).unwrap()));
         assert!(has(format!("unix:sha256:{digest}")));
     }
 }

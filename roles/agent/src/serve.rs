@@ -108,10 +108,14 @@ impl Agent {
 
         let restored = cache.load().filter(|r| {
             r.own.not_after > now
-                && options
-                    .join
-                    .as_ref()
-                    .is_none_or(|j| j.trust_domain == *r.own.svid.id.trust_domain())
+                // Another CA under the same name is another trust domain; and a new join string is used
+                // if the server has told this agent that it is no longer attested.
+                && options.join.as_ref().is_none_or(|j| {
+                    let known = &r.state.bundle.x509_authorities;
+                    !r.evicted
+                        && j.trust_domain == *r.own.svid.id.trust_domain()
+                        && known.iter().any(|a| j.roots.contains(&a.der))
+                })
         });
         let (server, own, state) = match (restored, &options.join) {
             (Some(r), join) => {
@@ -211,6 +215,7 @@ async fn serve_socket(shared: Arc<Shared>, listener: UnixListener, stopped: watc
     let stop = stopping(stopped.clone());
     tokio::spawn(async move {
         tokio::pin!(stop);
+        let connections = Arc::new(Mutex::new(HashMap::<u32, usize>::new()));
         loop {
             let accepted = tokio::select! {
                 () = &mut stop => return,
@@ -222,6 +227,11 @@ async fn serve_socket(shared: Arc<Shared>, listener: UnixListener, stopped: watc
             };
             match PeerProcess::of(&stream) {
                 Ok(process) => {
+                    let Some(place) = Place::take(&connections, process.uid) else {
+                        tracing::warn!(code = %Code::ServiceOverloaded, uid = process.uid, "too many connections of one user");
+                        continue;
+                    };
+                    let stream = Placed { stream, _place: place };
                     let conn = WithCaller::new(AuthorityFilter::new(stream), process);
                     if ready.send(Ok::<_, std::io::Error>(conn)).await.is_err() {
                         return;
@@ -240,5 +250,76 @@ async fn serve_socket(shared: Arc<Shared>, listener: UnixListener, stopped: watc
             }
         }
         () = stopping(stopped) => {}
+    }
+}
+
+/// Connections one user may hold; each costs two descriptors.
+const MAX_PER_UID: usize = 2048;
+
+/// A connection's place among its user's; given back when dropped.
+struct Place {
+    counts: Arc<Mutex<HashMap<u32, usize>>>,
+    uid: u32,
+}
+
+impl Place {
+    fn take(counts: &Arc<Mutex<HashMap<u32, usize>>>, uid: u32) -> Option<Self> {
+        let mut held = counts.lock().unwrap_or_else(|e| e.into_inner());
+        let count = held.entry(uid).or_default();
+        if *count >= MAX_PER_UID {
+            return None;
+        }
+        *count += 1;
+        Some(Self { counts: Arc::clone(counts), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.counts.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(count) = held.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// A stream that holds its place.
+struct Placed {
+    stream: tokio::net::UnixStream,
+    _place: Place,
+}
+
+impl tokio::io::AsyncRead for Placed {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl tokio::io::AsyncWrite for Placed {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<std::io::Result<usize>> {
+        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

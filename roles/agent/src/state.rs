@@ -84,7 +84,7 @@ impl State {
         let svids = self
             .matching(attested, now)
             .into_iter()
-            .filter_map(|e| self.svids.get(&e.id))
+            .filter_map(|e| self.svids.get(&e.id).filter(|h| h.svid.id == e.spiffe_id))
             .filter(|held| held.not_after > now)
             // Hints are unique within a response; the first wins (Workload API §5.2).
             .filter(|held| held.svid.hint.is_empty() || hints.insert(held.svid.hint.clone()))

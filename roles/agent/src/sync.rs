@@ -92,6 +92,12 @@ impl Sync {
                     self.state.send_replace(Arc::new(state));
                     return Ended::Banned;
                 }
+                if matches!(
+                    denied_reason(&status),
+                    Some(Reason::AgentNotAttested | Reason::AgentNotActive | Reason::AgentExpired)
+                ) {
+                    self.cache.mark_evicted(true);
+                }
                 let finding = to_finding(&status, Code::ServerUnreachable);
                 tracing::warn!(code = %finding.code, "sync failed: {}", finding.message);
                 self.progress.failed(&finding);
@@ -104,6 +110,7 @@ impl Sync {
                 }
             }
             backoff.reset();
+            self.cache.mark_evicted(false);
             self.progress.succeeded();
             let next = self.next_due();
             let poll = if changes.is_some() { POLL_WITH_WATCH } else { POLL };
@@ -127,7 +134,13 @@ impl Sync {
         changes: &mut Option<Streaming<Generations>>,
         announced: &mut bool,
     ) -> Result<(), Status> {
-        self.renew_own().await?;
+        // Trouble with issuing must not keep revocations, policies and bundles from arriving.
+        let renewed = self.renew_own().await;
+        if let Err(e) = &renewed
+            && (self.own.not_after <= current_time() || denied_reason(e).is_some())
+        {
+            return renewed;
+        }
         let api = self.server_api();
         if changes.is_none() {
             match api.watch().await {
@@ -161,10 +174,10 @@ impl Sync {
                 Err(e) => return Err(e),
             }
         }
-        self.issue(&api, &mut state).await?;
+        let issued = self.issue(&api, &mut state).await;
         state.ready = true;
         self.publish(state);
-        Ok(())
+        renewed.and(issued)
     }
 
     /// A new channel for the current certificate and bundle.
@@ -190,12 +203,18 @@ impl Sync {
                 return Err(e);
             }
         };
-        self.own = accept_svid(&svid, &key, &state.bundle, 0, now)
+        let fresh = accept_svid(&svid, &key, &state.bundle, 0, now)
             .map_err(|e| Status::internal(e.message))?;
+        // Saved before it is used: first use retires the old one, and a restart must find the new.
+        if let Err(e) = self.cache.save(&self.server, &fresh, &state)
+            && self.own.not_after.since(now) > Duration::from_secs(600)
+        {
+            return Err(Status::internal(format!("cache cannot be written: {e}")));
+        }
+        self.own = fresh;
         self.metrics.rotated("agent", Outcome::Success);
         self.rekey(&state)?;
         self.own_shown.send_replace((self.own.svid.id.to_string(), self.own.not_after.secs()));
-        self.save(&state);
         Ok(())
     }
 
@@ -208,7 +227,10 @@ impl Sync {
             .values()
             .filter(|e| {
                 state.svids.get(&e.id).is_none_or(|held| {
-                    held.revision != e.revision || now >= held.renew_at || is_tainted(state, held)
+                    held.revision != e.revision
+                        || held.svid.id != e.spiffe_id
+                        || now >= held.renew_at
+                        || is_tainted(state, held)
                 })
             })
             .cloned()

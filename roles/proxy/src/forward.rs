@@ -55,6 +55,9 @@ struct Half {
     total: u64,
     eof: bool,
     done: bool,
+    /// Written since the last flush that finished. Kept between polls: a TLS writer may hold bytes
+    /// that nothing else would push out.
+    dirty: bool,
 }
 
 enum Side {
@@ -73,7 +76,6 @@ impl Half {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let mut dirty = false;
         loop {
             while self.written < self.pending.len() {
                 match Pin::new(&mut *writer).poll_write(cx, &self.pending[self.written..]) {
@@ -84,7 +86,7 @@ impl Half {
                     Poll::Ready(Err(e)) => return Poll::Ready(Err(Side::Writer(e))),
                     Poll::Pending => return Poll::Pending,
                 }
-                dirty = true;
+                self.dirty = true;
             }
             if !self.pending.is_empty() {
                 // Freed, not kept: an idle connection holds no buffer.
@@ -133,15 +135,19 @@ impl Half {
                         }
                     }
                 }
-                dirty = true;
+                self.dirty = true;
                 Poll::Ready(Ok(()))
             });
             match step {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => {
-                    if dirty && let Poll::Ready(Err(e)) = Pin::new(&mut *writer).poll_flush(cx) {
-                        return Poll::Ready(Err(Side::Writer(e)));
+                    if self.dirty {
+                        match Pin::new(&mut *writer).poll_flush(cx) {
+                            Poll::Ready(Ok(())) => self.dirty = false,
+                            Poll::Ready(Err(e)) => return Poll::Ready(Err(Side::Writer(e))),
+                            Poll::Pending => {}
+                        }
                     }
                     return Poll::Pending;
                 }
@@ -217,8 +223,8 @@ pub(crate) async fn forward<T>(
     let mut policies = shared.policies_changed.subscribe();
     credentials.mark_unchanged();
     policies.mark_unchanged();
-    // Changes between the decision and the subscription must not slip through.
-    if !still_permitted() {
+    // Changes between the handshake and the subscription must not slip through.
+    if !is_trusted(peer, shared) || !still_permitted() {
         return Err(Code::PermitWithdrawn);
     }
     tokio::pin!(work);
@@ -231,19 +237,12 @@ pub(crate) async fn forward<T>(
     tokio::pin!(end);
     loop {
         tokio::select! {
+            // The ends first: a connection that never pauses must not outrun them.
             biased;
-            out = &mut work => return Ok(out),
             () = &mut end => return Err(Code::ConnectionOutlivedCertificate),
             Ok(()) = credentials.changed() => {
-                if let (Some(peer), Some(now)) = (peer, shared.credentials.current()) {
-                    let trusted = now
-                        .store
-                        .roots(peer.id().trust_domain())
-                        .iter()
-                        .any(|r| r.sha256 == *peer.authority_sha256());
-                    if !trusted {
-                        return Err(Code::PermitWithdrawn);
-                    }
+                if !is_trusted(peer, shared) {
+                    return Err(Code::PermitWithdrawn);
                 }
             }
             Ok(()) = policies.changed() => {
@@ -251,6 +250,19 @@ pub(crate) async fn forward<T>(
                     return Err(Code::PermitWithdrawn);
                 }
             }
+            out = &mut work => return Ok(out),
         }
     }
+}
+
+/// Whether we still have an identity ourselves, and the root that the peer's chain ends at is still in
+/// the bundle of its trust domain.
+fn is_trusted(peer: Option<&Arc<PeerIdentity>>, shared: &Shared) -> bool {
+    let Some(peer) = peer else { return true };
+    shared.credentials.current().is_some_and(|now| {
+        now.store
+            .roots(peer.id().trust_domain())
+            .iter()
+            .any(|r| r.sha256 == *peer.authority_sha256())
+    })
 }

@@ -12,15 +12,39 @@ pub(crate) const MAX_HEAD: usize = 64 << 10;
 /// Most header fields.
 pub(crate) const MAX_FIELDS: usize = 100;
 
-/// Whether bytes begin like an HTTP/1 request: a token of capital letters, then a space. `None`: more
-/// bytes are needed to tell.
+/// Whether some HTTP/1 server could read bytes as a request: a token, then a space, perhaps after empty
+/// lines. Wide on purpose: what looks like HTTP is parsed strictly, and refused there, instead of being
+/// relayed as bytes past the identity headers' removal. `None`: more bytes are needed to tell.
 pub(crate) fn looks_like_request(bytes: &[u8]) -> Option<bool> {
-    let letters = bytes.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
-    match bytes.get(letters) {
-        _ if letters > 16 => Some(false),
-        Some(b' ') => Some(letters >= 3),
+    let blank = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let rest = &bytes[blank..];
+    let token = rest
+        .iter()
+        .take_while(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
+        .count();
+    match rest.get(token) {
+        _ if token > 64 || blank > 64 => Some(true),
+        Some(b' ' | b'\t') => Some(token > 0),
         Some(_) => Some(false),
         None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_like_request;
+
+    #[test]
+    fn whatever_a_server_could_take_for_a_request_is_one() {
+        for http in
+            ["GET / HTTP/1.1\r\n", "\r\n\r\nGET /", "get /", "X_1 /", "M /", &"A".repeat(65)]
+        {
+            assert_eq!(looks_like_request(http.as_bytes()), Some(true), "{http:?}");
+        }
+        for other in ["\x16\x03\x01", "\0\0\0", "{\"a\":1}", " GET /", "*3\r\n$3\r\nSET\r\n"] {
+            assert_ne!(looks_like_request(other.as_bytes()), Some(true), "{other:?}");
+        }
+        assert_eq!(looks_like_request(b"GE"), None);
     }
 }
 

@@ -22,6 +22,9 @@ use crate::options::{InboundOptions, PeerMode, Protocol};
 use crate::shared::{CONNECT_TIMEOUT, Place, Shared, no_identity_yet};
 use crate::stream::{ReadAhead, Relayed};
 
+/// Somebody must have spoken by then.
+const FIRST_BYTE: Duration = Duration::from_secs(60);
+
 /// First byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -89,7 +92,8 @@ impl Inbound<'_> {
         let speaks = stream.peek(&mut first);
         if plaintext_ok {
             // A silent client may be waiting for a server that speaks first: whoever speaks, decides.
-            match self.first_speaker(&stream, speaks).await {
+            let speaker = self.first_speaker(&stream, speaks);
+            match tokio::time::timeout(FIRST_BYTE, speaker).await.unwrap_or(Speaker::Nobody) {
                 Speaker::Client if first_is_tls(&stream).await => {}
                 Speaker::Client => return self.plaintext(stream, None).await,
                 Speaker::Server(upstream) => return self.plaintext(stream, Some(upstream)).await,
@@ -115,8 +119,8 @@ impl Inbound<'_> {
         self.tls(stream).await;
     }
 
-    async fn refuse_plaintext(&self, mut stream: TcpStream, mode: Mode) {
-        let finding = match mode {
+    fn plaintext_refusal(&self, mode: Mode) -> Finding {
+        match mode {
             Mode::Permissive { .. } => Finding::new(
                 Code::PermissiveEnded,
                 "plaintext refused: the PERMISSIVE period has ended",
@@ -127,7 +131,11 @@ impl Inbound<'_> {
             ),
         }
         .expected("mTLS")
-        .presented("plaintext");
+        .presented("plaintext")
+    }
+
+    async fn refuse_plaintext(&self, mut stream: TcpStream, mode: Mode) {
+        let finding = self.plaintext_refusal(mode);
         self.refuse(&finding);
         let mut head = [0; 1024];
         let n = match tokio::time::timeout(Duration::from_secs(1), stream.read(&mut head)).await {
@@ -181,6 +189,13 @@ impl Inbound<'_> {
     }
 
     fn decide(&self, source: &Source<'_>, http: Option<HttpRequest<'_>>) -> Outcome {
+        // The mode may have changed, or its end passed, since the connection was accepted.
+        if let Source::Unauthenticated { .. } = source {
+            let mode = self.mode();
+            if !mode.accepts_plaintext(current_time()) {
+                return Outcome::PlaintextEnded(mode);
+            }
+        }
         let Some(authorizer) = self.authorizer() else { return Outcome::NotReady };
         Outcome::Decided(authorizer.decide(&Request {
             source: *source,
@@ -269,6 +284,7 @@ impl Inbound<'_> {
             return self.tcp(client, peer, early, far, count).await;
         }
         let allowed_as_tcp = self.decide(&source_of(peer), None).is_allowed();
+        let deadline = tokio::time::Instant::now() + FIRST_BYTE;
         loop {
             let verdict = if early.starts_with(&H2_PREFACE[..early.len().min(H2_PREFACE.len())])
                 && !early.is_empty()
@@ -300,6 +316,7 @@ impl Inbound<'_> {
                     _ if early.is_empty() => return true,
                     _ => return self.tcp(client, peer, early, far, count).await,
                 },
+                () = tokio::time::sleep_until(deadline) => return true,
                 () = tokio::time::sleep(Duration::from_millis(20)),
                     if far.is_none() && early.is_empty() && allowed_as_tcp =>
                 {
@@ -405,6 +422,7 @@ impl Inbound<'_> {
         http: Option<HttpRequest<'_>>,
     ) -> Result<Permit, Finding> {
         let result = match self.decide(&source_of(peer), http) {
+            Outcome::PlaintextEnded(mode) => Err(self.plaintext_refusal(mode)),
             Outcome::NotReady => {
                 Err(Finding::new(Code::PolicyUnavailable, "no policy has been loaded yet"))
             }
@@ -481,6 +499,7 @@ async fn first_is_tls(stream: &TcpStream) -> bool {
 
 enum Outcome {
     NotReady,
+    PlaintextEnded(Mode),
     Decided(Decision),
 }
 
@@ -564,7 +583,10 @@ impl HttpInbound<'_> {
             hex(&peer.leaf().sha256),
             peer.id()
         );
-        for dns in &peer.leaf().dns_sans {
+        // Only what is a DNS name: anything else could add an element of its own to the header.
+        let is_name =
+            |d: &&String| d.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*_".contains(&b));
+        for dns in peer.leaf().dns_sans.iter().filter(is_name) {
             let _ = write!(out, ";DNS={dns}");
         }
         // What goes into a header must not end it.
@@ -585,6 +607,10 @@ impl Exchange for HttpInbound<'_> {
 
     fn connect(&self) -> impl Future<Output = Result<TcpStream, Finding>> + Send {
         dial(&self.connection.options.forward)
+    }
+
+    fn refused(&self, finding: &Finding) {
+        self.connection.note(self.peer, finding);
     }
 
     fn strips_identity(&self) -> bool {

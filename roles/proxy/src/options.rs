@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use countersign_identity::SpiffeId;
-use countersign_policy::Mode;
+use countersign_policy::{Labels, Mode};
 
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub struct ProxyOptions {
     pub listeners: Vec<ListenerOptions>,
     /// Policy documents given directly, in YAML with their origin; added to the agent's.
     pub policies: Vec<(String, String)>,
+    /// The workload's labels, for selectors; `None` if not known.
+    pub labels: Option<Labels>,
     /// Worker threads.
     pub threads: usize,
     /// Also accept TLS 1.2.
@@ -127,6 +129,7 @@ impl ProxyOptions {
             identity,
             listeners,
             policies: Vec::new(),
+            labels: None,
             threads: 1,
             tls12: false,
             handshake_timeout: Duration::from_secs(10),

@@ -20,7 +20,7 @@ use crate::http1::{self, Exchange, Next, looks_like_request, refusal};
 use crate::inbound::dial;
 use crate::options::{OutboundOptions, Protocol};
 use crate::shared::{Place, Shared, no_identity_yet};
-use crate::stream::ReadAhead;
+use crate::stream::{ReadAhead, Resettable};
 
 type PeerStream = ClientStream<ReadAhead>;
 
@@ -205,7 +205,9 @@ impl Outbound<'_> {
         let before = *count;
         let work = relay(client, &mut far, Vec::new(), count);
         match forward(permit, Some(&peer), self.shared, || true, work).await {
-            Ok(End::Finished) => {}
+            Ok(End::Finished) => {
+                let _ = tokio::time::timeout(Duration::from_millis(500), far.shutdown()).await;
+            }
             Ok(End::Broken { far: true, error }) => {
                 let refused = HandshakeError::of_established(&error);
                 if let Some(e) = refused {
@@ -227,9 +229,12 @@ impl Outbound<'_> {
             Ok(End::Broken { error, .. }) => {
                 tracing::debug!(connection = %self.id, "client broke off: {error}");
             }
-            Err(code) => self.cut(code),
+            Err(code) => {
+                self.cut(code);
+                client.reset_on_close();
+                far.reset_on_close();
+            }
         }
-        let _ = tokio::time::timeout(Duration::from_millis(500), far.shutdown()).await;
     }
 
     /// Tells an HTTP client why; others only see the connection close.
@@ -264,7 +269,10 @@ impl Outbound<'_> {
                     self.note(&finding);
                 }
             }
-            Err(code) => self.cut(code),
+            Err(code) => {
+                self.cut(code);
+                client.reset_on_close();
+            }
         }
     }
 }
@@ -290,6 +298,10 @@ impl Exchange for HttpOutbound<'_> {
         let (stream, peer) = self.connection.open().await?;
         self.connection.permit(&peer)?;
         Ok(stream)
+    }
+
+    fn refused(&self, finding: &Finding) {
+        self.connection.note(finding);
     }
 
     fn strips_identity(&self) -> bool {

@@ -29,7 +29,9 @@ impl Shared {
     /// Compiles and puts in place.
     pub(crate) fn install_policies(&self, documents: &[Document], generation: u64) {
         let Some(credentials) = self.credentials.current() else { return };
-        let set = PolicySet::compile(documents, &Workload::of(&credentials.id), generation);
+        let mut workload = Workload::of(&credentials.id);
+        workload.labels.clone_from(&self.labels);
+        let set = PolicySet::compile(documents, &workload, generation);
         self.policies.store(Some(Arc::new(set)));
         self.metrics.policies(generation, true);
         self.policies_changed.send_modify(|n| *n += 1);
@@ -64,6 +66,7 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Ve
         }
     }
     let channel = dial::unix(socket);
+    let mut last: Option<(Vec<Document>, u64)> = None;
     loop {
         let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(64 << 20);
         let failure = match client.watch_policies(WatchPoliciesRequest {}).await {
@@ -75,7 +78,18 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Ve
             Ok(stream) => {
                 let mut stream = stream.into_inner();
                 loop {
-                    match stream.message().await {
+                    let message = tokio::select! {
+                        message = stream.message() => message,
+                        // Compiled for the identity in use: a new one, or one that returns, counts.
+                        changed = identity.changed() => {
+                            if changed.is_err() { return }
+                            if let Some((all, generation)) = &last {
+                                shared.install_policies(all, *generation);
+                            }
+                            continue;
+                        }
+                    };
+                    match message {
                         Ok(Some(set)) => {
                             backoff.reset();
                             let parsed: Result<Vec<Vec<Document>>, Finding> = set
@@ -91,6 +105,7 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Ve
                                     let mut all = given.clone();
                                     all.extend(parsed.into_iter().flatten());
                                     shared.install_policies(&all, set.generation);
+                                    last = Some((all, set.generation));
                                 }
                                 Err(e) => {
                                     shared.metrics.policies(set.generation, false);

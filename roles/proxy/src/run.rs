@@ -165,6 +165,7 @@ impl Proxy {
             log,
             process: u64::from_be_bytes(countersign_keys::random()),
             handshake_timeout: options.handshake_timeout,
+            labels: options.labels,
             connections: AtomicUsize::new(0),
             max_connections: options.max_connections,
             draining: watch::Sender::new(false),

@@ -20,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) log: AccessLog,
     pub(crate) process: u64,
     pub(crate) handshake_timeout: Duration,
+    pub(crate) labels: Option<countersign_policy::Labels>,
     pub(crate) connections: AtomicUsize,
     pub(crate) max_connections: usize,
     pub(crate) draining: watch::Sender<bool>,

@@ -91,15 +91,33 @@ impl Shared {
             return Ok(agent);
         }
         if agent.next_serial.as_ref() == Some(serial) {
-            let promoted = AgentRecord {
-                serial: serial.clone(),
-                not_after: agent.next_not_after.unwrap_or(agent.not_after),
-                next_serial: None,
-                next_not_after: None,
-                ..agent
-            };
-            self.registry.put_agent(promoted.clone()).await.map_err(|e| from_finding(&e))?;
-            return Ok(promoted);
+            let promoted = self
+                .registry
+                .change_agent(&agent.id, |a| {
+                    if a.next_serial.as_ref() != Some(serial) {
+                        return a;
+                    }
+                    AgentRecord {
+                        serial: serial.clone(),
+                        not_after: a.next_not_after.unwrap_or(a.not_after),
+                        next_serial: None,
+                        next_not_after: None,
+                        ..a
+                    }
+                })
+                .await
+                .map_err(|e| from_finding(&e))?;
+            match promoted {
+                Some(a) if a.banned => {
+                    return Err(agent_denied(
+                        Code::AgentBanned,
+                        "agent is banned",
+                        Reason::AgentBanned,
+                    ));
+                }
+                Some(a) if a.serial == *serial => return Ok(a),
+                _ => {}
+            }
         }
         Err(agent_denied(
             Code::AgentNotAttested,

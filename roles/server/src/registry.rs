@@ -186,7 +186,8 @@ impl Registry {
         } else if let Some(there) = self.entry(&entry.id) {
             return Ok(Err(there));
         }
-        entry.revision = 0;
+        // An id that is used again never repeats a revision, so that nothing cached passes for current.
+        entry.revision = now.secs();
         entry.created_at = now;
         self.store.create_entries(vec![entry.clone()]).await.map_err(|e| e.finding())?;
         self.write(|t| t.insert(entry.clone()));
@@ -236,11 +237,42 @@ impl Registry {
         Ok(())
     }
 
+    /// Adds an agent, or replaces it whole: only for attestation.
     pub(crate) async fn put_agent(&self, agent: AgentRecord) -> Result<(), Finding> {
         let _one_at_a_time = self.writing.lock().await;
         self.store.put_agent(agent.clone()).await.map_err(|e| e.finding())?;
-        self.write(|t| t.agents.insert(agent.id.clone(), agent));
+        self.replace_agent(agent);
         Ok(())
+    }
+
+    /// Changes an agent as it is now, not as a caller saw it earlier: a ban that came between must
+    /// stay. `None` if it is not there (any more).
+    pub(crate) async fn change_agent(
+        &self,
+        id: &SpiffeId,
+        change: impl FnOnce(AgentRecord) -> AgentRecord,
+    ) -> Result<Option<AgentRecord>, Finding> {
+        let _one_at_a_time = self.writing.lock().await;
+        let Some(before) = self.agent(id) else { return Ok(None) };
+        let after = change(before.clone());
+        if after != before {
+            self.store.put_agent(after.clone()).await.map_err(|e| e.finding())?;
+            self.replace_agent(after.clone());
+        }
+        Ok(Some(after))
+    }
+
+    /// Only a change of what an agent may do concerns others; renewals do not wake them.
+    fn replace_agent(&self, agent: AgentRecord) {
+        let matters = self
+            .agent(&agent.id)
+            .is_none_or(|old| old.banned != agent.banned || old.selectors != agent.selectors);
+        let mut tables = self.tables.write().unwrap_or_else(|e| e.into_inner());
+        tables.agents.insert(agent.id.clone(), agent);
+        drop(tables);
+        if matters {
+            self.version.send_modify(|v| *v += 1);
+        }
     }
 
     pub(crate) async fn delete_agent(&self, id: &SpiffeId) -> Result<bool, Finding> {

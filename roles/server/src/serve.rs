@@ -277,7 +277,8 @@ async fn serve_tcp(
                 continue;
             };
             let Ok(connection) = Arc::clone(&connections).try_acquire_owned() else { continue };
-            let Ok(slot) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            // Never awaited: silent connections must not stop others from being accepted.
+            let Ok(slot) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
             let (live, ready) = (Arc::clone(&live), ready.clone());
             tokio::spawn(async move {
                 let Some(credentials) = live.current() else { return };

@@ -31,6 +31,8 @@ pub(crate) struct Shared {
 pub(crate) struct Policies {
     documents: RwLock<BTreeMap<(String, String, String), PolicyRecord>>,
     generation: watch::Sender<u64>,
+    /// Held from reading the store's state to changing memory's, so that the two never diverge.
+    pub(crate) changing: tokio::sync::Mutex<()>,
 }
 
 impl Policies {
@@ -41,7 +43,11 @@ impl Policies {
             .collect();
         // Starting from the clock keeps generations rising over restarts without storing them.
         let start = u64::try_from(countersign_tls::current_time().secs()).unwrap_or(1) << 16;
-        Self { documents: RwLock::new(documents), generation: watch::Sender::new(start) }
+        Self {
+            documents: RwLock::new(documents),
+            generation: watch::Sender::new(start),
+            changing: tokio::sync::Mutex::new(()),
+        }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {

@@ -64,6 +64,10 @@ struct Common {
     /// Policy files; added to those the agent tells
     #[arg(long, value_name = "FILE")]
     policy: Vec<PathBuf>,
+    /// A label of the workload, for policies with a selector; repeat for more. Without any, selectors
+    /// count where they refuse and not where they allow
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
     /// Worker threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
@@ -342,6 +346,20 @@ impl ProxyCommand {
     }
 }
 
+/// `KEY=VALUE` each; `None` if there are none.
+pub(crate) fn labels(list: &[String]) -> Result<Option<countersign_policy::Labels>, Finding> {
+    if list.is_empty() {
+        return Ok(None);
+    }
+    list.iter()
+        .map(|l| match l.split_once('=') {
+            Some((k, v)) if !k.is_empty() => Ok((k.to_owned(), v.to_owned())),
+            _ => Err(invalid(format!("--label: `{l}` is not KEY=VALUE"))),
+        })
+        .collect::<Result<_, _>>()
+        .map(Some)
+}
+
 /// Opens the access log that was asked for.
 fn access_log(target: Option<&str>) -> Result<AccessLog, Finding> {
     Ok(match target {
@@ -382,6 +400,7 @@ async fn serve(
         })?;
         options.policies.push((path.display().to_string(), text));
     }
+    options.labels = labels(&common.labels)?;
     options.threads = usize::from(common.threads);
     options.tls12 = common.tls12;
     options.handshake_timeout = common.handshake_timeout;

@@ -60,6 +60,9 @@ pub(crate) struct Run {
     /// What is spoken on inbound and outbound ports
     #[arg(long, value_enum, default_value_t)]
     protocol: ProtocolArg,
+    /// A label of the workload, for policies with a selector; repeat for more
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<String>,
     /// Life of its X509-SVIDs
     #[arg(long, value_parser = super::parse_duration, value_name = "DURATION")]
     x509_svid_ttl: Option<Duration>,
@@ -115,6 +118,7 @@ impl Run {
         let agent = Agent::new(socket.clone());
         let nonce = countersign_keys::random_hex::<32>();
         let (held, agent_id) = hold(&agent, &nonce).await?;
+        let keep = tokio::spawn(keep_held(Agent::new(socket.clone()), nonce.clone(), held));
         let td = agent_id.trust_domain().clone();
         let id = id_or_path(&self.id, &td)?;
         let listeners = self.listeners(&td)?;
@@ -125,7 +129,7 @@ impl Run {
         // Whatever happened, the entry goes.
         let delete = api::BatchDeleteEntryRequest { ids: vec![made.id.clone()] };
         let _ = server.entries().batch_delete_entry(delete).await;
-        drop(held);
+        keep.abort();
         result
     }
 
@@ -151,7 +155,9 @@ impl Run {
             id: Some(id.clone()),
             with_policies: true,
         };
-        let proxy = Proxy::start(ProxyOptions::new(source, listeners), AccessLog::off()).await?;
+        let mut options = ProxyOptions::new(source, listeners);
+        options.labels = super::proxy::labels(&self.labels)?;
+        let proxy = Proxy::start(options, AccessLog::off()).await?;
         wait_ready(&proxy).await?;
         output::note(&format!("identity {id}"));
         for address in &proxy.addresses {
@@ -192,6 +198,19 @@ async fn hold(
         .ok_or_else(|| Finding::new(Code::AgentUnreachable, "the agent closed the stream"))?;
     let id = SpiffeId::parse(&first.agent_id).map_err(|e| invalid(e.to_string()))?;
     Ok((stream, id))
+}
+
+/// Holds the stream, and opens it anew when the agent restarts.
+async fn keep_held(agent: Agent, nonce: String, mut held: Streaming<HoldRunResponse>) {
+    loop {
+        while let Ok(Some(_)) = held.message().await {}
+        held = loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if let Ok((again, _)) = hold(&agent, &nonce).await {
+                break again;
+            }
+        };
+    }
 }
 
 async fn wait_ready(proxy: &RunningProxy) -> Result<(), Finding> {

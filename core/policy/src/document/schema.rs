@@ -268,12 +268,70 @@ fn yaml<T: DeserializeOwned>(text: &str, origin: &str, first_line: usize) -> Res
     })
 }
 
+/// Every field of every kind, for "did you mean".
+const KNOWN_FIELDS: &[&str] = &[
+    "apiVersion",
+    "kind",
+    "metadata",
+    "spec",
+    "name",
+    "namespace",
+    "labels",
+    "annotations",
+    "selector",
+    "matchLabels",
+    "mtls",
+    "mode",
+    "portLevelMtls",
+    "action",
+    "rules",
+    "from",
+    "to",
+    "when",
+    "source",
+    "operation",
+    "principals",
+    "notPrincipals",
+    "namespaces",
+    "notNamespaces",
+    "serviceAccounts",
+    "notServiceAccounts",
+    "trustDomains",
+    "notTrustDomains",
+    "ipBlocks",
+    "notIpBlocks",
+    "hosts",
+    "notHosts",
+    "ports",
+    "notPorts",
+    "methods",
+    "notMethods",
+    "paths",
+    "notPaths",
+    "key",
+    "values",
+    "notValues",
+    "spiffeID",
+    "parentID",
+    "selectors",
+    "x509SVIDTTL",
+    "jwtSVIDTTL",
+    "dnsNames",
+    "federatesWith",
+    "admin",
+    "downstream",
+    "hint",
+    "storeSVID",
+    "className",
+];
+
 /// `(unknown, nearest known)` out of serde's message.
 fn unknown_field(message: &str) -> Option<(String, Option<String>)> {
     let rest = &message[message.find("unknown field")?..];
-    let mut quoted = rest.split('`').skip(1).step_by(2);
-    let unknown = quoted.next()?.to_owned();
-    let nearest = quoted
+    let unknown = rest.split('`').nth(1)?.to_owned();
+    let nearest = KNOWN_FIELDS
+        .iter()
+        .copied()
         .map(|known| {
             (strsim::damerau_levenshtein(&unknown.to_lowercase(), &known.to_lowercase()), known)
         })

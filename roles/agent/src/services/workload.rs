@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use countersign_identity::{SelectorSet, SpiffeId, X509Context};
+use countersign_identity::{Entry, SelectorSet, SpiffeId, X509Context};
 use countersign_jose::{jwt_keys_to_jwks, validate};
 use countersign_tls::current_time;
 use countersign_wire::proto::spiffe as api;
-use countersign_wire::rpc::{BoxStream, Request, Response, Status, to_struct};
+use countersign_wire::rpc::{BoxStream, Code, Request, Response, Status, to_struct};
 use countersign_wire::status::from_finding;
 use countersign_wire::workload::{bundles_by_id, from_context, has_security_header};
 use tokio_stream::wrappers::ReceiverStream;
@@ -170,7 +170,7 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
         }
         let mut svids = Vec::with_capacity(entries.len());
         for entry in entries {
-            let token = self.token(&entry.id, &r.audience).await?;
+            let token = self.token(&entry, &r.audience).await?;
             svids.push(api::Jwtsvid {
                 spiffe_id: entry.spiffe_id.to_string(),
                 svid: token,
@@ -225,11 +225,12 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
 impl Service {
     /// A token for an entry: a kept one while more than half of its life is left, else a fresh one;
     /// if the server is away, a kept one as long as it is valid.
-    async fn token(&self, entry_id: &str, audience: &[String]) -> Result<String, Status> {
+    async fn token(&self, entry: &Entry, audience: &[String]) -> Result<String, Status> {
         let mut audience = audience.to_vec();
         audience.sort();
         audience.dedup();
-        let key = (entry_id.to_owned(), audience.clone());
+        let key =
+            (format!("{}#{}#{}", entry.id, entry.revision, entry.spiffe_id), audience.clone());
         let now = current_time();
         let kept = {
             let tokens = self.0.tokens.lock().unwrap_or_else(|e| e.into_inner());
@@ -241,7 +242,7 @@ impl Service {
             return Ok(token.token.clone());
         }
         let api = self.0.api.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        match api.new_jwt(entry_id.to_owned(), audience).await {
+        match api.new_jwt(entry.id.clone(), audience).await {
             Ok(token) => {
                 let life = u64::try_from(token.expires_at - token.issued_at).unwrap_or(0);
                 let refresh_at = now + std::time::Duration::from_secs(life / 2);
@@ -253,6 +254,8 @@ impl Service {
                 tokens.insert(key, (token, refresh_at));
                 Ok(text)
             }
+            // Only an outage is bridged; a refusal counts at once.
+            Err(e) if !matches!(e.code(), Code::Unavailable | Code::DeadlineExceeded) => Err(e),
             Err(e) => match kept {
                 Some((token, _)) if token.expires_at > now.secs() => Ok(token.token),
                 _ => Err(Status::unavailable(format!("no token can be had: {}", e.message()))),

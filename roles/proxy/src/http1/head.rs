@@ -10,6 +10,10 @@ use super::{MAX_FIELDS, MAX_HEAD};
 /// Identity headers that only a proxy may set; whatever a caller sends of them is dropped.
 const IDENTITY_HEADERS: [&str; 1] = ["x-forwarded-client-cert"];
 
+/// Fields that a `Connection` header must not name.
+const MUST_STAY: [&str; 6] =
+    ["content-length", "transfer-encoding", "host", "te", "trailer", "authorization"];
+
 /// A refused message.
 #[derive(Debug)]
 pub(crate) struct Bad(pub(crate) Code, pub(crate) String);
@@ -177,10 +181,21 @@ impl<'a> RequestHead<'a> {
             return Err(Bad::malformed("Host is malformed"));
         }
         let framing = body(&fields, minor)?.unwrap_or(Framing::Done);
+        // Removing one of these on the sender's word would change what the message means.
+        if let Some(named) = tokens(&fields, "connection")
+            .find(|t| MUST_STAY.iter().any(|m| t.eq_ignore_ascii_case(m)))
+        {
+            return Err(Bad::malformed(format!("Connection names `{named}`")));
+        }
         let closes = tokens(&fields, "connection").any(|t| t.eq_ignore_ascii_case("close"));
+        // WebSocket and nothing else: an upgrade to HTTP/2 would carry requests that nobody judges.
         let upgrade = minor == 1
             && tokens(&fields, "connection").any(|t| t.eq_ignore_ascii_case("upgrade"))
-            && tokens(&fields, "upgrade").next().is_some();
+            && {
+                let mut wanted = tokens(&fields, "upgrade");
+                wanted.next().is_some_and(|t| t.eq_ignore_ascii_case("websocket"))
+                    && wanted.next().is_none()
+            };
         if upgrade && !framing.is_done() {
             return Err(Bad::malformed("an upgrade request must have no body"));
         }
@@ -212,6 +227,7 @@ impl<'a> RequestHead<'a> {
         out.extend_from_slice(if self.minor == 0 { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
         for (name, value) in &self.fields {
             let dropped = is_hop_by_hop(name)
+                || !self.upgrade && is_upgrade(name)
                 || strip_identity && IDENTITY_HEADERS.iter().any(|h| same_header(name, h))
                 || named.iter().any(|n| n.eq_ignore_ascii_case(name))
                     && !name.eq_ignore_ascii_case("upgrade");
@@ -236,6 +252,10 @@ fn same_header(name: &str, header: &str) -> bool {
             .bytes()
             .zip(header.bytes())
             .all(|(a, b)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-'))
+}
+
+fn is_upgrade(name: &str) -> bool {
+    name.eq_ignore_ascii_case("upgrade") || name.eq_ignore_ascii_case("http2-settings")
 }
 
 fn is_hop_by_hop(name: &str) -> bool {
@@ -366,6 +386,21 @@ mod tests {
     }
 
     #[test]
+    fn only_websocket_upgrades() {
+        let get = |fields: &str| request(&format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+        let h2c =
+            get("Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n").unwrap().unwrap();
+        assert!(!h2c.contains("Upgrade") && !h2c.contains("HTTP2-Settings"), "{h2c}");
+        let both = get("Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n").unwrap().unwrap();
+        assert!(!both.contains("Upgrade"), "{both}");
+        let ws = get("Connection: Upgrade\r\nUpgrade: WebSocket\r\n").unwrap().unwrap();
+        assert!(
+            ws.contains("Connection: Upgrade\r\n") && ws.contains("Upgrade: WebSocket\r\n"),
+            "{ws}"
+        );
+    }
+
+    #[test]
     fn ambiguous_requests_are_refused() {
         let get = |fields: &str| request(&format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
         for fields in [
@@ -383,6 +418,9 @@ mod tests {
             " folded\r\n",
             "A: \x01\r\n",
             "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n",
+            "Connection: content-length\r\nContent-Length: 3\r\n",
+            "Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n",
+            "Connection: host\r\n",
         ] {
             assert_eq!(get(fields).err(), Some(Code::MalformedHttp), "{fields:?}");
         }

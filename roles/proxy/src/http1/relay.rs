@@ -89,6 +89,9 @@ pub(crate) trait Exchange {
     /// Opens the connection to the other side.
     fn connect(&self) -> impl Future<Output = Result<Self::Upstream, Finding>> + Send;
 
+    /// Told of each request that was refused.
+    fn refused(&self, finding: &Finding);
+
     /// Whether callers' identity headers are removed.
     fn strips_identity(&self) -> bool;
 }
@@ -173,8 +176,9 @@ async fn wait_for_head<C: Relayed, U: Relayed>(
         loop {
             let mut far_closed = false;
             let filled = tokio::select! {
-                filled = client.fill() => Some(filled?),
-                // An upstream that closes between requests is opened anew for the next one.
+                // An upstream that closes between requests is opened anew for the next one; looked at
+                // first, so that a request that arrives together with the close does not go there.
+                biased;
                 far = async {
                     match upstream.as_mut() {
                         Some(far) => far.fill().await,
@@ -185,6 +189,7 @@ async fn wait_for_head<C: Relayed, U: Relayed>(
                     far_closed = true;
                     None
                 }
+                filled = client.fill() => Some(filled?),
                 () = &mut idle => return Ok(false),
                 changed = draining.wait_for(|d| *d) => {
                     let _ = changed;
@@ -279,8 +284,8 @@ async fn one<C: Relayed, E: Exchange>(
         let status = if finding.code == Code::PolicyUnavailable { 503 } else { 403 };
         // A body that nobody reads cannot be told from the next request.
         let close = !framing.is_done() || !keep_alive;
+        exchange.refused(&finding);
         answer(client, status, finding.code, id, close).await;
-        end.failure = Some(finding);
         return Ok(if close { Outcome::Close } else { Outcome::KeepAlive });
     }
     let mut far = match upstream.take() {

@@ -202,7 +202,8 @@ async fn smuggling_attempts_get_400_and_never_reach_the_application() {
     }
     // A broken chunk: what came before may be out, but the upstream never gets the rest.
     let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
-    let request = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n";
+    let request =
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX0\r\n\r\n";
     let got = ask(&mut tls, request, "}").await;
     assert!(!got.contains("200 OK"), "{got}");
 }
@@ -227,9 +228,12 @@ async fn an_upgrade_becomes_a_tunnel() {
         let mut buf = [0; 2048];
         let n = s.read(&mut buf).await.unwrap();
         let head = String::from_utf8_lossy(&buf[..n]).into_owned();
-        assert!(head.contains("Connection: Upgrade\r\n") && head.contains("Upgrade: echo\r\n"), "{head}");
+        assert!(
+            head.contains("Connection: Upgrade\r\n") && head.contains("Upgrade: websocket\r\n"),
+            "{head}"
+        );
         assert!(!head.contains("early"), "bytes behind the request wait for the upgrade");
-        s.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+        s.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
             .await
             .unwrap();
         let (mut r, mut w) = s.split();
@@ -237,7 +241,7 @@ async fn an_upgrade_becomes_a_tunnel() {
     });
     let proxy = kit.inbound(address, Protocol::Http).await;
     let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
-    let request = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\n\r\nearly";
+    let request = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\nearly";
     let got = ask(&mut tls, request, "early").await;
     assert!(got.starts_with("HTTP/1.1 101 ") && got.ends_with("early"), "{got}");
     assert_eq!(ask(&mut tls, "more", "more").await, "more");

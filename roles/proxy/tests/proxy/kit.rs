@@ -39,10 +39,7 @@ impl Write for Records {
 impl Records {
     pub fn all(&self) -> Vec<Value> {
         let bytes = self.0.lock().unwrap().clone();
-        bytes
-            .split(|b| *b == b'\n')
-            .filter_map(|l| serde_json::from_slice(l).ok())
-            .collect()
+        bytes.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice(l).ok()).collect()
     }
 
     /// The code of the first failure, waiting for it.
@@ -117,8 +114,7 @@ impl Kit {
     }
 
     pub async fn start(&self, options: ProxyOptions) -> Result<RunningProxy, Finding> {
-        let proxy =
-            Proxy::start(options, AccessLog::to(Box::new(self.records.clone()))).await?;
+        let proxy = Proxy::start(options, AccessLog::to(Box::new(self.records.clone()))).await?;
         tokio::time::timeout(Duration::from_secs(5), proxy.ready()).await.expect("ready");
         Ok(proxy)
     }

@@ -20,6 +20,10 @@ use tokio::sync::{Mutex, watch};
 
 use super::make::{Authority, make_ca, make_jwt_key};
 
+/// A prepared root is not activated earlier than this: agents are told of a new bundle at once, and
+/// those that were away for a moment must have had the chance to hear of it.
+const MIN_PUBLISHED: Duration = Duration::from_secs(2);
+
 /// Lives of what the server makes itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lives {
@@ -132,6 +136,7 @@ impl AuthorityManager {
     /// Does whatever is due at `now`, one step at a time.
     pub(crate) async fn tick(&self, now: UnixTime) -> Result<(), Finding> {
         let _one_at_a_time = self.changing.lock().await;
+        let mut first_error = None;
         let kinds = [
             (AuthorityKind::Root, self.lives.root),
             (AuthorityKind::Intermediate, self.lives.intermediate),
@@ -148,11 +153,15 @@ impl AuthorityManager {
                         tracing::warn!(code = %e.code, "{} must be renewed: {}", kind.as_str(), e.message);
                         break;
                     }
-                    Err(e) => return Err(e),
+                    // One tier's trouble must not stop the others.
+                    Err(e) => {
+                        first_error.get_or_insert(e);
+                        break;
+                    }
                 }
             }
         }
-        Ok(())
+        first_error.map_or(Ok(()), Err)
     }
 
     fn due(&self, kind: AuthorityKind, ttl: Duration, now: UnixTime) -> Option<Action> {
@@ -183,6 +192,10 @@ impl AuthorityManager {
         let mut all = self.current.load().all.clone();
         match action {
             Action::Prepare => all.push(self.make(kind, now)?),
+            // A root takes everything below it along.
+            Action::Activate if kind == AuthorityKind::Root => {
+                return self.activate_prepared_root(now).await;
+            }
             Action::Activate => activate(&mut all, kind),
             Action::PruneEnded => all.retain(|a| {
                 a.record.kind != kind
@@ -224,6 +237,7 @@ impl AuthorityManager {
                 )
             }
             AuthorityKind::Root => {
+                self.settle_root_key()?;
                 let root = make_ca(kind, &self.trust_domain, None, self.lives.root, None, now)?;
                 let text = root
                     .key
@@ -249,28 +263,45 @@ impl AuthorityManager {
             .find(AuthorityKind::Root, status)
             .cloned()
             .ok_or_else(|| Finding::new(Code::AuthorityExpiring, "there is no such root"))?;
-        let path = match status {
-            AuthorityStatus::Prepared => self.next_root_key_path(),
-            _ => self.root_key_path.clone(),
-        };
-        let key = match read_private_key(&path) {
-            Ok(key) => key,
-            Err(e) if e.is_not_found() => {
-                return Err(Finding::new(
-                    Code::RootOffline,
-                    format!("the root's key is not at `{}`", path.display()),
-                ));
+        // Whichever file holds this root's key: a crash may have come between activation and the
+        // renaming that follows it.
+        let mut trouble = None;
+        for path in [self.root_key_path.clone(), self.next_root_key_path()] {
+            match read_private_key(&path) {
+                Ok(key) if key.public_key_spki() == root.record.public_key => {
+                    root.key = Some(Arc::new(key));
+                    return Ok(root);
+                }
+                Ok(_) => {}
+                Err(e) if e.is_not_found() => {}
+                Err(e) => trouble = Some(e.finding()),
             }
-            Err(e) => return Err(e.finding()),
-        };
-        if key.public_key_spki() != root.record.public_key {
-            return Err(Finding::new(
-                Code::KeyCertificateMismatch,
-                format!("`{}` is not the key of the root", path.display()),
-            ));
         }
-        root.key = Some(Arc::new(key));
-        Ok(root)
+        Err(trouble.unwrap_or_else(|| {
+            Finding::new(
+                Code::RootOffline,
+                format!("the root's key is not at `{}`", self.root_key_path.display()),
+            )
+        }))
+    }
+
+    /// Puts the active root's key where it belongs, if an activation was interrupted before it did.
+    fn settle_root_key(&self) -> Result<(), Finding> {
+        let current = self.current.load();
+        let Some(active) = current.find(AuthorityKind::Root, AuthorityStatus::Active) else {
+            return Ok(());
+        };
+        match read_private_key(&self.next_root_key_path()) {
+            Ok(key) if key.public_key_spki() == active.record.public_key => {
+                std::fs::rename(self.next_root_key_path(), &self.root_key_path).map_err(|e| {
+                    Finding::new(
+                        Code::StorageFailed,
+                        format!("cannot put the root's key in place: {e}"),
+                    )
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Stores a new state, then makes it the current one. Nothing changes if storing fails.
@@ -299,18 +330,16 @@ impl AuthorityManager {
         }
         let records = all.iter().map(|a| a.record.clone()).collect();
         self.store.put_authorities(records, bundle.sequence).await.map_err(|e| e.finding())?;
-        if changed {
-            let text: String = bundle
-                .x509_authorities
-                .iter()
-                .map(|a| pem::encode("CERTIFICATE", &a.der))
-                .collect();
-            write_atomic(&self.bundle_path, text.as_bytes(), 0o644).map_err(|e| e.finding())?;
-        }
+        // Stored: from here on it is in force, whatever happens to the copy for people below.
         let sequence = bundle.sequence;
+        let text: String =
+            bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect();
         self.current.store(Arc::new(Current { all, bundle: Arc::new(bundle) }));
         if changed {
             self.bundle_changed.send_replace(sequence);
+            if let Err(e) = write_atomic(&self.bundle_path, text.as_bytes(), 0o644) {
+                tracing::error!(code = %Code::StorageFailed, "{e}");
+            }
         }
         Ok(())
     }
@@ -329,6 +358,10 @@ impl AuthorityManager {
     /// tainted, so agents replace what hangs below it; it stays trusted until it is retired.
     pub(crate) async fn activate_root(&self, now: UnixTime) -> Result<(), Finding> {
         let _one_at_a_time = self.changing.lock().await;
+        self.activate_prepared_root(now).await
+    }
+
+    async fn activate_prepared_root(&self, now: UnixTime) -> Result<(), Finding> {
         let root = self.root_with_key(AuthorityStatus::Prepared).map_err(|e| {
             if e.code == Code::AuthorityExpiring {
                 Finding::new(Code::AuthorityExpiring, "no root is prepared")
@@ -337,6 +370,17 @@ impl AuthorityManager {
                 e
             }
         })?;
+        let spread = AuthorityPolicy::for_ttl(self.lives.root).publish_for.min(MIN_PUBLISHED);
+        if now.since(root.record.published_at) < spread {
+            return Err(Finding::new(
+                Code::AuthorityExpiring,
+                format!(
+                    "the root was published less than {} s ago; nodes may not know it yet",
+                    spread.as_secs()
+                ),
+            )
+            .hint("wait a moment, then activate again"));
+        }
         let td = &self.trust_domain;
         let seal = Some(&self.seal);
         let intermediate = make_ca(
@@ -367,9 +411,7 @@ impl AuthorityManager {
             activate(&mut all, kind);
         }
         self.commit(all, now).await?;
-        std::fs::rename(self.next_root_key_path(), &self.root_key_path).map_err(|e| {
-            Finding::new(Code::StorageFailed, format!("cannot put the root's key in place: {e}"))
-        })
+        self.settle_root_key()
     }
 
     /// Step three: old roots leave the bundle, with everything below them.

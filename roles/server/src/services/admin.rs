@@ -76,6 +76,7 @@ impl api::admin_server::Admin for Service {
         request: Request<api::ApplyPoliciesRequest>,
     ) -> Result<Response<api::ApplyPoliciesResponse>, Status> {
         self.0.require_local(&request)?;
+        let _one_at_a_time = self.0.policies.changing.lock().await;
         let (mut created, mut updated, mut unchanged) = (0, 0, 0);
         let mut changed = Vec::new();
         // All are read before the first is written: one bad document changes nothing.
@@ -137,6 +138,7 @@ impl api::admin_server::Admin for Service {
     ) -> Result<Response<api::DeletePolicyResponse>, Status> {
         self.0.require_local(&request)?;
         let r = request.into_inner();
+        let _one_at_a_time = self.0.policies.changing.lock().await;
         let there = self
             .0
             .store

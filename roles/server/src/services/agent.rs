@@ -21,6 +21,8 @@ use crate::services::page;
 use crate::services::svid::{key_of, wire_svid};
 use crate::shared::Shared;
 
+/// Least life of an agent's own certificate; the signing CA's end caps it.
+const AGENT_TTL: Duration = Duration::from_secs(24 * 3600);
 const MAX_TOKEN_TTL: Duration = Duration::from_secs(7 * 86_400);
 const DEFAULT_TOKEN_TTL: Duration = Duration::from_secs(600);
 
@@ -101,7 +103,8 @@ impl Service {
             id: id.clone(),
             spki,
             dns_names: Vec::new(),
-            ttl: self.0.x509_ttl,
+            // A join-token agent cannot attest again: it must live through a night without its server.
+            ttl: self.0.x509_ttl.max(AGENT_TTL),
             kind: "agent",
             issued_to: "server".into(),
         };
@@ -250,18 +253,11 @@ impl api::agent_server::Agent for Service {
     ) -> Result<Response<()>, Status> {
         self.0.require_admin(&request)?;
         let id = convert::spiffe_id("id", request.get_ref().id.as_ref()).map_err(fail)?;
-        let agent =
-            self.0.registry.agent(&id).ok_or_else(|| Status::not_found("agent not found"))?;
-        self.0
-            .registry
-            .put_agent(AgentRecord {
-                banned: true,
-                next_serial: None,
-                next_not_after: None,
-                ..agent
-            })
-            .await
-            .map_err(fail)?;
+        let ban = |a| AgentRecord { banned: true, next_serial: None, next_not_after: None, ..a };
+        let banned = self.0.registry.change_agent(&id, ban).await.map_err(fail)?;
+        if banned.is_none() {
+            return Err(Status::not_found("agent not found"));
+        }
         Ok(Response::new(()))
     }
 
@@ -273,10 +269,6 @@ impl api::agent_server::Agent for Service {
         request: Request<Streaming<api::AttestAgentRequest>>,
     ) -> Result<Response<Self::AttestAgentStream>, Status> {
         use api::attest_agent_request::Step;
-        let _slot = tokio::time::timeout(Duration::from_secs(10), self.0.attesting.acquire())
-            .await
-            .map_err(|_| fail(Finding::new(Cs::ServiceOverloaded, "too many agents attest now")))?
-            .map_err(|e| Status::internal(e.to_string()))?;
         let mut input = request.into_inner();
         let first = tokio::time::timeout(Duration::from_secs(10), input.next())
             .await
@@ -285,6 +277,11 @@ impl api::agent_server::Agent for Service {
         let Some(Step::Params(params)) = first.step else {
             return Err(Status::invalid_argument("the first message must carry params"));
         };
+        // After the message is there: a silent stream must not hold a place.
+        let _slot = tokio::time::timeout(Duration::from_secs(10), self.0.attesting.acquire())
+            .await
+            .map_err(|_| fail(Finding::new(Cs::ServiceOverloaded, "too many agents attest now")))?
+            .map_err(|e| Status::internal(e.to_string()))?;
         let result = self.attest(params).await;
         let outcome = if result.is_ok() { Outcome::Success } else { Outcome::Failure };
         self.0.metrics.attested("node", outcome);
@@ -306,15 +303,19 @@ impl api::agent_server::Agent for Service {
         let agent = self.0.require_agent(&request).await?;
         let csr = request.into_inner().params.unwrap_or_default().csr;
         let issued = self.issue(&agent.id, &csr).await?;
-        self.0
+        let renewed = self
+            .0
             .registry
-            .put_agent(AgentRecord {
+            .change_agent(&agent.id, |a| AgentRecord {
                 next_serial: Some(issued.serial.clone()),
                 next_not_after: Some(issued.not_after),
-                ..agent
+                ..a
             })
             .await
             .map_err(fail)?;
+        if !renewed.is_some_and(|a| !a.banned) {
+            return Err(agent_denied(Cs::AgentBanned, "agent is banned", Reason::AgentBanned));
+        }
         Ok(Response::new(api::RenewAgentResponse { svid: Some(wire_svid(&issued, "")) }))
     }
 
@@ -376,7 +377,11 @@ impl api::agent_server::Agent for Service {
             .take(64)
             .collect();
         if agent.version != version {
-            self.0.registry.put_agent(AgentRecord { version, ..agent }).await.map_err(fail)?;
+            self.0
+                .registry
+                .change_agent(&agent.id, |a| AgentRecord { version, ..a })
+                .await
+                .map_err(fail)?;
         }
         Ok(Response::new(api::PostStatusResponse {}))
     }

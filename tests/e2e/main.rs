@@ -1,0 +1,7 @@
+//! The command as users run it: separate processes, real sockets, kills and restarts.
+
+#![allow(unreachable_pub, missing_docs)]
+
+mod kit;
+mod mesh;
+mod outages;

@@ -1,0 +1,209 @@
+//! The four commands, and what a user does next.
+
+use serde_json::json;
+
+use crate::kit::{Home, application, eventually, free_port, get};
+
+fn mesh(home: &Home) -> (crate::kit::Running, String) {
+    home.ok(&["init", "--trust-domain", "corp.test"]);
+    let (up, ready) = home.start(&["up", "--listen", "127.0.0.1:0"]);
+    (up, ready["agent_id"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn four_commands_make_a_mesh() {
+    let home = Home::new();
+    let out = home.run(&["init", "--trust-domain", "corp.test"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("next: "), "names the next command");
+    let (_server, ready) = home.start(&["server", "--listen", "127.0.0.1:0"]);
+    assert_eq!(ready["schema"], "countersign.server/v1");
+    let token = home.ok(&["token"]);
+    let (_agent, ready) = home.start(&["agent", "--join", token.trim()]);
+    assert!(
+        ready["agent_id"]
+            .as_str()
+            .unwrap()
+            .starts_with("spiffe://corp.test/spire/agent/join_token/")
+    );
+    home.ok(&["status", "--wait", "10s"]);
+
+    let app = application();
+    let (inbound, outbound) = (free_port(), free_port());
+    let inbound_arg = format!("127.0.0.1:{inbound}={app}");
+    let _api = home.spawn(
+        &["run", "--id", "/ns/shop/sa/api", "--inbound", &inbound_arg, "--", "sleep", "60"],
+        "log-api",
+    );
+    let outbound_arg = format!("127.0.0.1:{outbound}=127.0.0.1:{inbound},/ns/shop/sa/api");
+    let _web = home.spawn(
+        &["run", "--id", "/ns/shop/sa/web", "--outbound", &outbound_arg, "--", "sleep", "60"],
+        "log-web",
+    );
+    let address = format!("127.0.0.1:{outbound}");
+    let answer = eventually("a call", || get(&address).ok().filter(|a| a.contains("200 OK")));
+    assert!(answer.contains("URI=spiffe://corp.test/ns/shop/sa/web"), "{answer}");
+    assert!(answer.contains("By=spiffe://corp.test/ns/shop/sa/api"), "{answer}");
+
+    // A policy reaches the proxy at once and names itself when it refuses.
+    std::fs::write(
+        home.path("policy.yaml"),
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: shop}\nspec: {}\n",
+    )
+    .unwrap();
+    home.ok(&["apply", "-f", home.path("policy.yaml").to_str().unwrap()]);
+    let refused = eventually("the policy", || get(&address).ok().filter(|a| a.contains("403")));
+    assert!(refused.contains("CS3002"), "{refused}");
+    home.ok(&["policy", "delete", "AuthorizationPolicy", "shop/nobody"]);
+    eventually("the policy's end", || get(&address).ok().filter(|a| a.contains("200 OK")));
+
+    let journal = home.json(&["ca", "journal", "--limit", "100"]);
+    assert_eq!(journal["chain_intact"], true);
+    let issued: Vec<&str> = journal["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["spiffe_id"].as_str().unwrap())
+        .collect();
+    assert!(issued.contains(&"spiffe://corp.test/ns/shop/sa/web"), "{issued:?}");
+}
+
+#[test]
+fn run_passes_exit_codes_and_signals_on_and_leaves_nothing_behind() {
+    let home = Home::new();
+    let (_up, _) = mesh(&home);
+    let out = home.run(&["run", "--id", "/job", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(out.status.code(), Some(7), "{}", String::from_utf8_lossy(&out.stderr));
+    let trap = "trap 'exit 9' TERM; touch $0; while :; do sleep 0.05; done";
+    let marker = home.path("started");
+    let mut child = home.spawn(
+        &["run", "--id", "/job", "--", "sh", "-c", trap, marker.to_str().unwrap()],
+        "log-run",
+    );
+    eventually("the child's start", || marker.exists().then_some(()));
+    child.terminate();
+    assert_eq!(child.0.wait().unwrap().code(), Some(9), "{}", home.log("log-run"));
+    let left = home.json(&["entry", "list"]);
+    assert_eq!(left["entries"], json!([]), "its entry is gone");
+    let missing = home.run(&["run", "--id", "/job", "--", "/no/such/program"]);
+    assert_eq!(missing.status.code(), Some(1));
+}
+
+#[test]
+fn entries_come_and_go_in_json_and_yaml() {
+    let home = Home::new();
+    let (_up, agent) = mesh(&home);
+    let made = home.json(&[
+        "entry",
+        "create",
+        "--spiffe-id",
+        "/db",
+        "--selector",
+        "unix:uid:4242",
+        "--dns",
+        "db.test",
+        "--x509-svid-ttl",
+        "90s",
+    ]);
+    let entry = &made["entries"][0];
+    assert_eq!(entry["spiffe_id"], "spiffe://corp.test/db");
+    assert_eq!(entry["parent_id"], agent.as_str(), "the local agent is the default parent");
+    assert_eq!(entry["x509_svid_ttl_seconds"], 90);
+    let again = home.run(&["entry", "create", "--spiffe-id", "/db", "--selector", "unix:uid:4242"]);
+    assert_eq!(again.status.code(), Some(1));
+    let text = String::from_utf8(again.stderr).unwrap();
+    assert!(text.contains("CS4008") && text.contains(entry["id"].as_str().unwrap()), "{text}");
+    // What list prints, create takes.
+    let list = home.json(&["entry", "list", "--spiffe-id", "/db"]);
+    home.ok(&["entry", "delete", entry["id"].as_str().unwrap()]);
+    std::fs::write(home.path("entries.json"), list.to_string()).unwrap();
+    home.ok(&["entry", "create", "--data", home.path("entries.json").to_str().unwrap()]);
+    assert_eq!(home.json(&["entry", "list"])["entries"].as_array().unwrap().len(), 1);
+
+    let yaml = format!(
+        "apiVersion: spire.spiffe.io/v1alpha1\nkind: ClusterStaticEntry\nmetadata: {{name: cache}}\n\
+         spec:\n  spiffeID: spiffe://corp.test/cache\n  parentID: {agent}\n  selectors: [\"unix:uid:4243\"]\n  x509SVIDTTL: 30m\n"
+    );
+    std::fs::write(home.path("cache.yaml"), &yaml).unwrap();
+    let file = home.path("cache.yaml");
+    let file = file.to_str().unwrap();
+    assert_eq!(home.json(&["apply", "-f", file])["entries_created"], 1);
+    assert_eq!(home.json(&["apply", "-f", file])["entries_unchanged"], 1);
+    std::fs::write(home.path("cache.yaml"), yaml.replace("30m", "31m")).unwrap();
+    assert_eq!(home.json(&["apply", "-f", file])["entries_updated"], 1);
+    let shown = home.json(&["entry", "list", "--spiffe-id", "/cache"]);
+    assert_eq!(shown["entries"][0]["x509_svid_ttl_seconds"], 31 * 60);
+}
+
+#[test]
+fn the_root_rolls_over_without_restart_or_lost_calls() {
+    let home = Home::new();
+    let (_up, _) = mesh(&home);
+    let app = application();
+    let (inbound, outbound) = (free_port(), free_port());
+    let inbound_arg = format!("127.0.0.1:{inbound}={app}");
+    let _api = home
+        .spawn(&["run", "--id", "/api", "--inbound", &inbound_arg, "--", "sleep", "60"], "log-api");
+    let outbound_arg = format!("127.0.0.1:{outbound}=127.0.0.1:{inbound},/api");
+    let _web = home.spawn(
+        &["run", "--id", "/web", "--outbound", &outbound_arg, "--", "sleep", "60"],
+        "log-web",
+    );
+    let address = format!("127.0.0.1:{outbound}");
+    eventually("a call", || get(&address).ok().filter(|a| a.contains("200 OK")));
+
+    let calls = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let counter = {
+        let (calls, address) = (calls.clone(), address.clone());
+        std::thread::spawn(move || {
+            let (mut n, mut failed) = (0, Vec::new());
+            while calls.load(std::sync::atomic::Ordering::Relaxed) {
+                n += 1;
+                match get(&address) {
+                    Ok(a) if a.contains("200 OK") => {}
+                    other => failed.push(format!("{other:?}")),
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            (n, failed)
+        })
+    };
+    let roots = || {
+        let all = home.json(&["ca", "show"]);
+        let roots: Vec<(String, String)> = all["authorities"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|a| a["kind"] == "root")
+            .map(|a| {
+                (a["state"].as_str().unwrap().into(), a["fingerprint"].as_str().unwrap().into())
+            })
+            .collect();
+        roots
+    };
+    let old = roots()[0].1.clone();
+    home.ok(&["ca", "root", "prepare"]);
+    assert_eq!(roots().len(), 2);
+    let twice = home.run(&["ca", "root", "prepare"]);
+    assert!(!twice.status.success());
+    // Activation at once is refused: nodes may not have heard of the new root yet.
+    let early = home.run(&["ca", "root", "activate"]);
+    assert!(String::from_utf8_lossy(&early.stderr).contains("CS6003"));
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    home.ok(&["ca", "root", "activate"]);
+    let new = roots().into_iter().find(|(s, _)| s == "active").unwrap().1;
+    assert_ne!(old, new);
+    eventually("both re-issued", || {
+        let j = home.json(&["ca", "journal", "--limit", "100"]);
+        let n = |id: &str| {
+            j["records"].as_array().unwrap().iter().filter(|r| r["spiffe_id"] == id).count()
+        };
+        (n("spiffe://corp.test/web") > 1 && n("spiffe://corp.test/api") > 1).then_some(())
+    });
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    home.ok(&["ca", "root", "retire"]);
+    assert_eq!(roots().len(), 1);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    calls.store(false, std::sync::atomic::Ordering::Relaxed);
+    let (n, failed) = counter.join().unwrap();
+    assert!(n > 50 && failed.is_empty(), "{n} calls, failed: {failed:?}");
+}
