@@ -1,5 +1,6 @@
 //! Bad input: one clear error with code, place and hint, the right exit code, nothing half-applied.
 
+#![allow(clippy::unwrap_used, dead_code)]
 #![allow(unreachable_pub, missing_docs)]
 
 #[path = "../e2e/kit.rs"]

@@ -1,5 +1,6 @@
 //! The command as users run it: separate processes, real sockets, kills and restarts.
 
+#![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, missing_docs)]
 
 mod kit;

@@ -95,7 +95,7 @@ enum Command {
     /// Start a command with an identity and a sidecar; both end together
     Run(run::Run),
     /// Run a proxy
-    Proxy(proxy::ProxyCommand),
+    Proxy(Box<proxy::ProxyCommand>),
     /// Registration entries: who gets which identity
     Entry(entry::EntryCommand),
     /// Apply entries and policies from YAML files; all or nothing

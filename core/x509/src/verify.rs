@@ -317,6 +317,14 @@ fn walk(
                 *cause.borrow_mut() = Some(c);
                 return Err(webpki::Error::UnknownIssuer);
             }
+            // The library does not ask for cRLSign; a list from a CA that may not sign lists says nothing.
+            if !crls.is_empty() && !info.key_usage.is_some_and(|u| u.crl_sign) {
+                *cause.borrow_mut() = Some(ChainCause::RevocationUnknown(format!(
+                    "`{}` may not sign CRLs",
+                    info.display_name()
+                )));
+                return Err(webpki::Error::IssuerNotCrlSigner);
+            }
             found.push(info);
         }
         *issuers.borrow_mut() = found;
@@ -344,6 +352,12 @@ fn walk(
         })
         .map(|(_, (_, info))| *info)
         .ok_or(PathFailure::Path(webpki::Error::UnknownIssuer))?;
+    if !crls.is_empty() && !root.key_usage.is_some_and(|u| u.crl_sign) {
+        return Err(PathFailure::Cause(ChainCause::RevocationUnknown(format!(
+            "`{}` may not sign CRLs",
+            root.display_name()
+        ))));
+    }
     let above = issuers.iter().chain([root]);
     let not_before = above.clone().map(|c| c.not_before).max().unwrap_or(root.not_before);
     let not_after = above.clone().map(|c| c.not_after).min().unwrap_or(root.not_after);

@@ -1,5 +1,6 @@
 //! X509-SVID sections and the causes that must be told apart, on real certificates.
 
+#![allow(clippy::unwrap_used)]
 use std::time::Duration;
 
 use countersign_findings::Code;

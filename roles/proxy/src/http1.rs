@@ -30,6 +30,9 @@ pub(crate) fn looks_like_request(bytes: &[u8]) -> Option<bool> {
     }
 }
 
+/// The connection preface of HTTP/2.
+pub(crate) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
 #[cfg(test)]
 mod tests {
     use super::looks_like_request;
@@ -47,6 +50,3 @@ mod tests {
         assert_eq!(looks_like_request(b"GE"), None);
     }
 }
-
-/// The connection preface of HTTP/2.
-pub(crate) const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";

@@ -69,8 +69,13 @@ fn roots_pem(context: &X509Context, td: &TrustDomain) -> Vec<u8> {
     context
         .bundles
         .bundle(td)
-        .map(|b| b.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect())
-        .unwrap_or_else(String::new)
+        .map(|b| {
+            b.x509_authorities
+                .iter()
+                .map(|a| pem::encode("CERTIFICATE", &a.der))
+                .collect::<String>()
+        })
+        .unwrap_or_default()
         .into_bytes()
 }
 

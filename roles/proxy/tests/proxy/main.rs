@@ -1,4 +1,6 @@
 //! The proxy as its peers see it: real sockets, real TLS, certificates by story.
+
+#![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, missing_docs)]
 
 mod bad_certificates;

@@ -313,7 +313,7 @@ impl api::agent_server::Agent for Service {
             })
             .await
             .map_err(fail)?;
-        if !renewed.is_some_and(|a| !a.banned) {
+        if renewed.is_none_or(|a| a.banned) {
             return Err(agent_denied(Cs::AgentBanned, "agent is banned", Reason::AgentBanned));
         }
         Ok(Response::new(api::RenewAgentResponse { svid: Some(wire_svid(&issued, "")) }))

@@ -49,7 +49,7 @@ impl api::changes_server::Changes for Service {
                     () = send.closed() => return,
                     () = &mut end => return,
                 }
-                if !shared.registry.agent(&agent.id).is_some_and(|a| !a.banned) {
+                if shared.registry.agent(&agent.id).is_none_or(|a| a.banned) {
                     return;
                 }
                 // A burst of changes makes one message.
