@@ -36,6 +36,8 @@ pub struct AgentOptions {
     pub socket: PathBuf,
     /// Needed for the first start; later ones use the cache.
     pub join: Option<JoinString>,
+    /// Where the server is now, if not where the cache or the join string says.
+    pub server: Option<String>,
 }
 
 /// The agent; see [`Agent::start`].
@@ -119,7 +121,11 @@ impl Agent {
         });
         let (server, own, state) = match (restored, &options.join) {
             (Some(r), join) => {
-                let server = join.as_ref().map_or(r.server, |j| j.server.clone());
+                let server = options
+                    .server
+                    .clone()
+                    .or_else(|| join.as_ref().map(|j| j.server.clone()))
+                    .unwrap_or(r.server);
                 (server, r.own, r.state)
             }
             (None, Some(join)) => {

@@ -20,6 +20,9 @@ pub(crate) struct AgentCommand {
     /// Join string from `countersign token`; only for the first start
     #[arg(long, env = "COUNTERSIGN_JOIN", value_name = "STRING", hide_env_values = true)]
     join: Option<String>,
+    /// Address of the server, if it has moved since the agent joined
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
     /// Socket for workloads [default: agent.sock in the data directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -44,6 +47,7 @@ impl AgentCommand {
             data_dir: data_dir.join("agent"),
             socket: socket.clone(),
             join,
+            server: self.server,
         })
         .await?;
         serve_admin(self.metrics, Arc::clone(&agent.metrics), Arc::new(agent.health()))?;

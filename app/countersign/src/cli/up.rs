@@ -51,8 +51,13 @@ impl Up {
         let trust_domain = dir.trust_domain()?;
         let server = Server::start(self.server.options(dir.clone())).await?;
         let socket = paths::agent_socket(&data_dir);
-        let options =
-            |join| AgentOptions { data_dir: data_dir.join("agent"), socket: socket.clone(), join };
+        let options = |join| AgentOptions {
+            data_dir: data_dir.join("agent"),
+            socket: socket.clone(),
+            join,
+            // The listener may have another port than when the agent joined.
+            server: Some(server.address.to_string()),
+        };
         // An agent that has joined before needs no token; one that has not gets one over the socket.
         let mut agent = match Agent::start(options(None)).await {
             Err(e) if e.code == Code::AgentNotAttested => {

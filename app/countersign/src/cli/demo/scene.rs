@@ -192,6 +192,7 @@ impl Scene {
             data_dir: dir.join("agent"),
             socket: socket.clone(),
             join: Some(join),
+            server: None,
         })
         .await?;
 
