@@ -2,7 +2,8 @@
 //!
 //! [`Credentials`] is one immutable generation of (certificate, key, trust) with its TLS configurations
 //! built once; [`LiveCredentials`] swaps generations under running listeners. A handshake ends in a
-//! [`Session`] with the peer's [`PeerIdentity`], or in a [`HandshakeError`] that knows its code.
+//! [`Session`] with the peer's [`PeerIdentity`](countersign_x509::PeerIdentity), or in a
+//! [`HandshakeError`] that knows its code.
 
 mod credentials;
 mod error;
