@@ -168,10 +168,15 @@ pub struct StaticEntry {
 }
 
 /// Largest file in bytes.
-const MAX_INPUT: usize = 16 << 20;
+pub const MAX_INPUT: usize = 16 << 20;
 
 /// Reads every document in `text`; `origin` names the file in errors. All or nothing.
 pub fn parse(text: &str, origin: &str) -> Result<Vec<Document>, Finding> {
+    Ok(parse_each(text, origin)?.into_iter().map(|(document, _)| document).collect())
+}
+
+/// As [`parse`], each document with the text it was read from.
+pub fn parse_each<'a>(text: &'a str, origin: &str) -> Result<Vec<(Document, &'a str)>, Finding> {
     if text.len() > MAX_INPUT {
         return Err(Finding::new(Code::ConfigSyntax, "more than 16 MiB").at(origin.to_owned()));
     }
@@ -189,7 +194,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Vec<Document>, Finding> {
             l.is_empty() || l.starts_with('#')
         });
         if !blank {
-            out.push(schema::read(part, origin, first_line)?);
+            out.push((schema::read(part, origin, first_line)?, part));
         }
     }
     if out.is_empty() {

@@ -19,7 +19,8 @@ mod pattern;
 pub use compiled::{AllowList, Authorizer, PolicySet, Workload};
 pub use decision::{Decision, Denial, HttpRequest, NoIdentity, Permit, Request, Source};
 pub use document::{
-    Action, AuthorizationPolicy, Document, Labels, PeerAuthentication, StaticEntry, parse,
+    Action, AuthorizationPolicy, Document, Labels, MAX_INPUT, PeerAuthentication, StaticEntry,
+    parse, parse_each,
 };
 pub use modes::{Mode, Until};
 pub use path::{PathError, normalize};

@@ -16,12 +16,19 @@ use tonic::transport::server::Connected;
 pub struct WithCaller<S, I> {
     stream: S,
     caller: I,
+    /// The connection's place under a limit, given back when the stream is dropped.
+    _place: Option<Box<dyn Send + Sync>>,
 }
 
 impl<S, I> WithCaller<S, I> {
     /// Attaches `caller` to `stream`.
     pub fn new(stream: S, caller: I) -> Self {
-        Self { stream, caller }
+        Self { stream, caller, _place: None }
+    }
+
+    /// Keeps `place` until the stream is dropped.
+    pub fn holding(self, place: impl Send + Sync + 'static) -> Self {
+        Self { _place: Some(Box::new(place)), ..self }
     }
 }
 

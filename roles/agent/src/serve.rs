@@ -237,8 +237,8 @@ async fn serve_socket(shared: Arc<Shared>, listener: UnixListener, stopped: watc
                         tracing::warn!(code = %Code::ServiceOverloaded, uid = process.uid, "too many connections of one user");
                         continue;
                     };
-                    let stream = Placed { stream, _place: place };
-                    let conn = WithCaller::new(AuthorityFilter::new(stream), process);
+                    let stream = AuthorityFilter::new(stream);
+                    let conn = WithCaller::new(stream, process).holding(place);
                     if ready.send(Ok::<_, std::io::Error>(conn)).await.is_err() {
                         return;
                     }
@@ -289,43 +289,5 @@ impl Drop for Place {
                 held.remove(&self.uid);
             }
         }
-    }
-}
-
-/// A stream that holds its place.
-struct Placed {
-    stream: tokio::net::UnixStream,
-    _place: Place,
-}
-
-impl tokio::io::AsyncRead for Placed {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl tokio::io::AsyncWrite for Placed {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

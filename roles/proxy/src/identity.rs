@@ -47,6 +47,13 @@ pub(crate) async fn follow_workload_api(
                             Ok(()) => {
                                 last_error.send_replace(None);
                             }
+                            // Another workload's entry may arrive first; ours is still on its way.
+                            Err(e)
+                                if e.code == Code::NoIdentityIssued && live.current().is_none() =>
+                            {
+                                tracing::info!(code = %e.code, "waiting for an identity: {}", e.message);
+                                last_error.send_replace(Some(e));
+                            }
                             Err(e) => {
                                 metrics.rotated("proxy", Outcome::Failure);
                                 tracing::error!(code = %e.code, "new identity is not used: {}", e.message);

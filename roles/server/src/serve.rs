@@ -290,10 +290,8 @@ async fn serve_tcp(
                 match result {
                     Ok(session) => {
                         let caller = session.peer.map_or(Caller::Anonymous, Caller::Peer);
-                        let stream = Counted { stream: session.stream, _slot: connection };
-                        let _ = ready
-                            .send(Ok::<_, std::io::Error>(WithCaller::new(stream, caller)))
-                            .await;
+                        let conn = WithCaller::new(session.stream, caller).holding(connection);
+                        let _ = ready.send(Ok::<_, std::io::Error>(conn)).await;
                     }
                     Err(e) => {
                         tracing::info!(code = %e.code(), peer = %address, "handshake failed: {e}");
@@ -305,44 +303,6 @@ async fn serve_tcp(
     let routes = services::remote(&shared);
     if let Err(e) = serve(routes, ReceiverStream::new(incoming), stopping(stopped)).await {
         tracing::error!("server API ended: {e}");
-    }
-}
-
-/// A stream that gives its place back when it is dropped.
-struct Counted<S> {
-    stream: S,
-    _slot: tokio::sync::OwnedSemaphorePermit,
-}
-
-impl<S: tokio::io::AsyncRead + Unpin> tokio::io::AsyncRead for Counted<S> {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl<S: tokio::io::AsyncWrite + Unpin> tokio::io::AsyncWrite for Counted<S> {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &[u8],
-    ) -> std::task::Poll<std::io::Result<usize>> {
-        std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-    fn poll_flush(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{Entry, TrustDomain};
-use countersign_policy::{Document, Mode, StaticEntry, Until, parse};
+use countersign_keys::read_bounded;
+use countersign_policy::{Document, MAX_INPUT, Mode, StaticEntry, Until, parse_each};
 use countersign_wire::convert;
 use countersign_wire::proto::countersign::server::v1 as own;
 use countersign_wire::proto::spire::api::server::entry::v1 as api;
@@ -54,8 +55,9 @@ impl Apply {
             read(path, &mut sources)?;
         }
         if sources.is_empty() {
-            output::note("error: no YAML documents found");
-            return Ok(ExitCode::from(3));
+            let places: Vec<String> = self.files.iter().map(|f| f.display().to_string()).collect();
+            return Err(Finding::new(Code::ConfigSyntax, "no *.yaml or *.yml file found")
+                .at(places.join(", ")));
         }
         for s in &sources {
             warn(s);
@@ -153,38 +155,18 @@ fn read(path: &Path, out: &mut Vec<Source>) -> Result<(), Finding> {
         files.sort();
         return files.iter().try_for_each(|f| read(f, out));
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let text = read_bounded(path, MAX_INPUT as u64).map_err(|e| e.finding())?;
     let place = path.display().to_string();
-    // Read whole for errors with places, then piece by piece for the text of each document.
-    parse(&text, &place)?;
-    for piece in split(&text) {
-        if let Ok(mut documents) = parse(piece, &place)
-            && documents.len() == 1
-        {
-            let document = documents.remove(0);
-            out.push(Source {
-                place: format!("{place} ({} `{}`)", document.kind(), document.name()),
-                document,
-                yaml: piece.to_owned(),
-            });
-        }
+    let text = std::str::from_utf8(&text)
+        .map_err(|_| Finding::new(Code::ConfigSyntax, "not UTF-8").at(place.clone()))?;
+    for (document, yaml) in parse_each(text, &place)? {
+        out.push(Source {
+            place: format!("{place} ({} `{}`)", document.kind(), document.name()),
+            document,
+            yaml: yaml.to_owned(),
+        });
     }
     Ok(())
-}
-
-fn split(text: &str) -> Vec<&str> {
-    let mut out = Vec::new();
-    let (mut start, mut position) = (0, 0);
-    for line in text.split_inclusive('\n') {
-        let bare = line.trim_end();
-        if bare == "---" || bare.starts_with("--- ") || bare == "..." {
-            out.push(&text[start..position]);
-            start = position + line.len();
-        }
-        position += line.len();
-    }
-    out.push(&text[start..]);
-    out
 }
 
 fn entry(e: &StaticEntry, place: &str, td: &TrustDomain) -> Result<Entry, Finding> {
