@@ -85,7 +85,7 @@ pub(crate) fn fail(finding: &Finding, format: Format) -> ExitCode {
     ExitCode::from(exit_code(finding.code))
 }
 
-/// 1 failed, 2 usage, 4 unreachable or unauthenticated, 5 refused by policy, 70 internal error.
+/// 1 failed, 2 usage, 3 nothing to examine, 4 unreachable or unauthenticated, 5 refused by policy, 70 internal error.
 fn exit_code(code: Code) -> u8 {
     match code {
         Code::InvalidValue
@@ -94,6 +94,7 @@ fn exit_code(code: Code) -> u8 {
         | Code::UnsupportedDocument
         | Code::PermissiveWithoutEnd
         | Code::JoinStringMalformed => 2,
+        Code::NothingToExamine => 3,
         Code::ServerUnreachable
         | Code::AgentUnreachable
         | Code::AgentNotAttested

@@ -301,6 +301,9 @@ catalogue! {
     5015 CannotListen "cannot_listen" Medium
         "cannot listen on the address",
         "check that the address exists on this host and that you may use the port";
+    5016 NothingToExamine "nothing_to_examine" Medium
+        "nothing was found to examine",
+        "name a file, or a directory that holds *.yaml or *.yml files";
     6001 ClockSkew "clock_skew" High
         "clocks disagree",
         "synchronise the clock (chrony, systemd-timesyncd)";

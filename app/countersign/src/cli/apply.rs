@@ -56,8 +56,9 @@ impl Apply {
         }
         if sources.is_empty() {
             let places: Vec<String> = self.files.iter().map(|f| f.display().to_string()).collect();
-            return Err(Finding::new(Code::ConfigSyntax, "no *.yaml or *.yml file found")
-                .at(places.join(", ")));
+            return Err(
+                Finding::new(Code::NothingToExamine, "no document found").at(places.join(", "))
+            );
         }
         for s in &sources {
             warn(s);
