@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -163,4 +165,24 @@ pub fn get(address: &str) -> Result<String, String> {
     let mut out = String::new();
     stream.read_to_string(&mut out).map_err(|e| e.to_string())?;
     if out.is_empty() { Err("empty".into()) } else { Ok(out) }
+}
+
+/// An application that answers nothing before `released`.
+pub fn reluctant(released: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let released = Arc::clone(&released);
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                while !released.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+                let _ = stream.read(&mut [0; 4096]);
+            });
+        }
+    });
+    address
 }

@@ -1,8 +1,14 @@
 //! The four commands, and what a user does next.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use serde_json::json;
 
-use crate::kit::{Home, application, eventually, free_port, get};
+use crate::kit::{Home, application, eventually, free_port, get, reluctant};
 
 fn mesh(home: &Home) -> (crate::kit::Running, String) {
     home.ok(&["init", "--trust-domain", "corp.test"]);
@@ -65,6 +71,52 @@ fn four_commands_make_a_mesh() {
         .map(|r| r["spiffe_id"].as_str().unwrap())
         .collect();
     assert!(issued.contains(&"spiffe://corp.test/ns/shop/sa/web"), "{issued:?}");
+}
+
+#[test]
+fn a_policy_cuts_what_is_under_way_and_nothing_else() {
+    let home = Home::new();
+    let (_up, _) = mesh(&home);
+    let released = Arc::new(AtomicBool::new(false));
+    let (inbound, outbound) = (free_port(), free_port());
+    let inbound_arg = format!("127.0.0.1:{inbound}={}", reluctant(Arc::clone(&released)));
+    let _api = home.spawn(
+        &["run", "--id", "/ns/shop/sa/api", "--inbound", &inbound_arg, "--", "sleep", "60"],
+        "log-api",
+    );
+    let outbound_arg = format!("127.0.0.1:{outbound}=127.0.0.1:{inbound},/ns/shop/sa/api");
+    let _web = home.spawn(
+        &["run", "--id", "/ns/shop/sa/web", "--outbound", &outbound_arg, "--", "sleep", "60"],
+        "log-web",
+    );
+    let begin = |path: &str| {
+        let mut stream =
+            eventually("a connection", || TcpStream::connect(("127.0.0.1", outbound)).ok());
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+        let silent = stream.read(&mut [0; 16]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
+        silent.then_some(stream)
+    };
+    let mut held = eventually("a request under way", || begin("/held"));
+    let mut kept = eventually("a request under way", || begin("/kept"));
+    std::fs::write(
+        home.path("policy.yaml"),
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: held, namespace: shop}\n\
+         spec: {action: DENY, rules: [{to: [{operation: {paths: [/held]}}]}]}\n",
+    )
+    .unwrap();
+    home.ok(&["apply", "-f", home.path("policy.yaml").to_str().unwrap()]);
+    held.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut answer = Vec::new();
+    let cut = held.read_to_end(&mut answer);
+    assert!(!String::from_utf8_lossy(&answer).contains("200 OK"), "{cut:?}");
+    assert!(!matches!(&cut, Err(e) if e.kind() == ErrorKind::WouldBlock), "it was cut");
+    assert!(home.log("log-api").contains("CS2302"), "{}", home.log("log-api"));
+    released.store(true, Ordering::Relaxed);
+    kept.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut answer = [0; 64];
+    let n = kept.read(&mut answer).unwrap();
+    assert!(answer[..n].starts_with(b"HTTP/1.1 200 OK"), "the other one was left alone");
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! Relaying bytes, for as long as the permit holds.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,20 +11,15 @@ use countersign_policy::Permit;
 use countersign_tls::current_time;
 use countersign_x509::PeerIdentity;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::shared::Shared;
-use crate::stream::Relayed;
-
-/// Read buffer of a worker; one suffices because data is written on before the next read.
-const SCRATCH: usize = 64 << 10;
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
-}
+use crate::stream::{Relayed, with_scratch};
 
 /// Bytes relayed in each direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Relayed2 {
+pub(crate) struct Volume {
     /// From the side that connected.
     pub(crate) sent: u64,
     /// To the side that connected.
@@ -108,7 +102,7 @@ impl Half {
                     Poll::Pending => Poll::Pending,
                 };
             }
-            let step = BUFFER.with_borrow_mut(|scratch| {
+            let step = with_scratch(|scratch| {
                 let mut buf = ReadBuf::new(scratch);
                 match Pin::new(&mut *reader).poll_read(cx, &mut buf) {
                     Poll::Pending => return Poll::Pending,
@@ -162,7 +156,7 @@ pub(crate) async fn relay<A: Relayed, B: Relayed>(
     near: &mut A,
     far: &mut B,
     to_far: Vec<u8>,
-    count: &mut Relayed2,
+    count: &mut Volume,
 ) -> End {
     let mut up = Half { total: to_far.len() as u64, pending: to_far, ..Half::default() };
     let mut down = Half::default();
@@ -205,59 +199,106 @@ pub(crate) async fn relay<A: Relayed, B: Relayed>(
     }
 }
 
+/// A permit and the peer it was given to, taking the place of those that [`forward`] began with.
+#[derive(Default)]
+pub(crate) struct Renewal {
+    next: Mutex<Option<(Permit, Arc<PeerIdentity>)>>,
+    told: Notify,
+}
+
+impl Renewal {
+    /// Puts a new permit in place of the old one: the connection it was for is closed.
+    pub(crate) fn put(&self, permit: Permit, peer: Arc<PeerIdentity>) {
+        *self.next.lock().unwrap_or_else(|e| e.into_inner()) = Some((permit, peer));
+        self.told.notify_one();
+    }
+
+    async fn next(&self) -> (Permit, Arc<PeerIdentity>) {
+        loop {
+            self.told.notified().await;
+            if let Some(next) = self.next.lock().unwrap_or_else(|e| e.into_inner()).take() {
+                return next;
+            }
+        }
+    }
+}
+
 /// Runs `work` under a permit: until it finishes, the peer's certificate ends, its root leaves the
-/// bundle, or `still_permitted` says no after a change of policy. The permit is the proof that a
-/// decision was made; there is no other way to get bytes relayed.
+/// bundle, or `still` says no. The permit is the proof that a decision was made; there is no other way to
+/// get bytes relayed.
+///
+/// `still` is asked at each change of policy, and again when the time that it gives has passed.
 pub(crate) async fn forward<T>(
     permit: Permit,
     peer: Option<&Arc<PeerIdentity>>,
     shared: &Shared,
-    still_permitted: impl Fn() -> bool,
+    renewal: Option<&Renewal>,
+    still: impl Fn() -> Result<Option<Duration>, Code>,
     work: impl Future<Output = T>,
 ) -> Result<T, Code> {
-    let life = permit.not_after().map(|end| {
-        // Valid through its last second.
-        end.since(current_time()) + Duration::from_secs(1)
-    });
     let mut credentials = shared.credentials.subscribe();
     let mut policies = shared.policies_changed.subscribe();
     credentials.mark_unchanged();
     policies.mark_unchanged();
+    let mut peer = peer.map(Arc::clone);
     // Changes between the handshake and the subscription must not slip through.
-    if !is_trusted(peer, shared) || !still_permitted() {
+    if !is_trusted(peer.as_deref(), shared) {
         return Err(Code::PermitWithdrawn);
     }
-    tokio::pin!(work);
-    let end = async {
-        match life {
-            Some(life) => tokio::time::sleep(life).await,
-            None => std::future::pending().await,
-        }
-    };
+    let ask = tokio::time::sleep(still()?.unwrap_or(LONG));
+    tokio::pin!(work, ask);
+    let end = tokio::time::sleep(life(&permit));
     tokio::pin!(end);
     loop {
         tokio::select! {
             // The ends first: a connection that never pauses must not outrun them.
             biased;
             () = &mut end => return Err(Code::ConnectionOutlivedCertificate),
+            () = &mut ask => {
+                let again = still()?.unwrap_or(LONG);
+                ask.as_mut().reset(Instant::now() + again);
+            }
             Ok(()) = credentials.changed() => {
-                if !is_trusted(peer, shared) {
+                if !is_trusted(peer.as_deref(), shared) {
                     return Err(Code::PermitWithdrawn);
                 }
             }
             Ok(()) = policies.changed() => {
-                if !still_permitted() {
+                let again = still()?.unwrap_or(LONG);
+                ask.as_mut().reset(Instant::now() + again);
+            }
+            (permit, renewed) = async {
+                match renewal {
+                    Some(renewal) => renewal.next().await,
+                    None => std::future::pending().await,
+                }
+            } => {
+                if !is_trusted(Some(&renewed), shared) {
                     return Err(Code::PermitWithdrawn);
                 }
+                peer = Some(renewed);
+                end.as_mut().reset(Instant::now() + life(&permit));
             }
             out = &mut work => return Ok(out),
         }
     }
 }
 
+/// Longer than any connection lives.
+const LONG: Duration = Duration::from_secs(365 * 86_400);
+
+/// How long a permit still holds.
+fn life(permit: &Permit) -> Duration {
+    match permit.not_after() {
+        // Valid through its last second.
+        Some(end) => end.since(current_time()) + Duration::from_secs(1),
+        None => LONG,
+    }
+}
+
 /// Whether we still have an identity ourselves, and the root that the peer's chain ends at is still in
 /// the bundle of its trust domain.
-fn is_trusted(peer: Option<&Arc<PeerIdentity>>, shared: &Shared) -> bool {
+fn is_trusted(peer: Option<&PeerIdentity>, shared: &Shared) -> bool {
     let Some(peer) = peer else { return true };
     shared.credentials.current().is_some_and(|now| {
         now.store

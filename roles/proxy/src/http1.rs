@@ -1,11 +1,13 @@
 //! HTTP/1.1, read strictly: a message that two parsers could read differently is refused.
 
+mod buffered;
 mod framing;
 mod head;
+mod pump;
 mod relay;
 
-pub(crate) use head::refusal;
-pub(crate) use relay::{Exchange, Next, serve};
+pub(crate) use head::{RequestHead, refusal};
+pub(crate) use relay::{Exchange, IDLE, Next, serve};
 
 /// Largest header section in bytes.
 pub(crate) const MAX_HEAD: usize = 64 << 10;

@@ -1,23 +1,25 @@
 //! From peers to the workload: who is it, may it, then relay.
 
-use std::fmt::Write as _;
+mod http;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
-    AllowList, Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request, Source,
+    AllowList, Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request,
+    Source, Until,
 };
 use countersign_sys::tune;
 use countersign_telemetry::{ConnectionId, Direction, HandshakeRecord, Security};
 use countersign_tls::{HandshakeInfo, Session, accept, current_time};
-use countersign_x509::{PeerIdentity, hex};
+use countersign_x509::PeerIdentity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::forward::{End, Relayed2, forward, relay};
-use crate::http1::{self, Exchange, H2_PREFACE, Next, looks_like_request, refusal};
+use crate::forward::{End, Volume, forward, relay};
+use crate::http1::{H2_PREFACE, looks_like_request, refusal};
 use crate::options::{InboundOptions, PeerMode, Protocol};
 use crate::shared::{CONNECT_TIMEOUT, Place, Shared, no_identity_yet};
 use crate::stream::{ReadAhead, Relayed};
@@ -239,7 +241,7 @@ impl Inbound<'_> {
         let security = if peer.is_some() { Security::Mtls } else { Security::Plaintext };
         let begun = Instant::now();
         self.shared.metrics.connection_opened(Direction::Inbound, security);
-        let mut count = Relayed2::default();
+        let mut count = Volume::default();
         let clean = match self.options.protocol {
             Protocol::Tcp => self.tcp(client, peer, Vec::new(), upstream, &mut count).await,
             Protocol::Http => self.http(client, peer, Vec::new(), &mut count).await,
@@ -276,7 +278,7 @@ impl Inbound<'_> {
         client: &mut C,
         peer: Option<&Arc<PeerIdentity>>,
         upstream: Option<TcpStream>,
-        count: &mut Relayed2,
+        count: &mut Volume,
     ) -> bool {
         let mut early = Vec::new();
         let mut far = upstream;
@@ -344,7 +346,7 @@ impl Inbound<'_> {
         peer: Option<&Arc<PeerIdentity>>,
         early: Vec<u8>,
         upstream: Option<TcpStream>,
-        count: &mut Relayed2,
+        count: &mut Volume,
     ) -> bool {
         let permit = match self.permit(peer, None) {
             Ok(permit) => permit,
@@ -363,49 +365,13 @@ impl Inbound<'_> {
                 }
             },
         };
-        let again = || self.decide(&source_of(peer), None).is_allowed();
+        let still = || self.still_permitted(peer, None);
         let work = relay(client, &mut far, early, count);
-        match forward(permit, peer, self.shared, again, work).await {
+        match forward(permit, peer, self.shared, None, still, work).await {
             Ok(End::Finished) => true,
             Ok(End::Broken { far, error }) => {
                 tracing::debug!(connection = %self.id, far, "connection broke: {error}");
                 false
-            }
-            Err(code) => {
-                self.cut(peer, code);
-                client.reset_on_close();
-                false
-            }
-        }
-    }
-
-    async fn http<C: Relayed>(
-        &self,
-        client: &mut C,
-        peer: Option<&Arc<PeerIdentity>>,
-        early: Vec<u8>,
-        count: &mut Relayed2,
-    ) -> bool {
-        let exchange = HttpInbound { connection: self, peer };
-        let draining = self.shared.draining.subscribe();
-        // Each request is decided by itself; the permit here bounds the connection's life.
-        let permit = match exchange.connection_permit() {
-            Ok(permit) => permit,
-            Err(finding) => {
-                self.note(peer, &finding);
-                return true;
-            }
-        };
-        let work = http1::serve(client, early, &exchange, self.id, draining);
-        match forward(permit, peer, self.shared, || true, work).await {
-            Ok(end) => {
-                count.sent += end.sent;
-                count.received += end.received;
-                self.shared.metrics.http_requests(Direction::Inbound, end.requests);
-                if let Some(finding) = end.failure {
-                    self.note(peer, &finding);
-                }
-                end.clean
             }
             Err(code) => {
                 self.cut(peer, code);
@@ -432,6 +398,36 @@ impl Inbound<'_> {
         };
         self.shared.metrics.decided(Direction::Inbound, result.as_ref().err().map(|f| f.code));
         result
+    }
+
+    /// Whether what is under way may go on, and until when that holds: plaintext, as long as the mode
+    /// lets it; everything, as long as the policies do.
+    fn still_permitted(
+        &self,
+        peer: Option<&Arc<PeerIdentity>>,
+        http: Option<HttpRequest<'_>>,
+    ) -> Result<Option<Duration>, Code> {
+        let left = self.plaintext_left(peer)?;
+        match self.decide(&source_of(peer), http) {
+            Outcome::Decided(d) if d.is_allowed() => Ok(left),
+            Outcome::PlaintextEnded(_) => Err(Code::PermissiveEnded),
+            _ => Err(Code::PermitWithdrawn),
+        }
+    }
+
+    /// How long an unauthenticated caller may still be served; `None` is for ever.
+    fn plaintext_left(&self, peer: Option<&Arc<PeerIdentity>>) -> Result<Option<Duration>, Code> {
+        if peer.is_some() {
+            return Ok(None);
+        }
+        match self.mode() {
+            Mode::Permissive { until: Until::Time(end) } => {
+                let left = end.since(current_time());
+                if left.is_zero() { Err(Code::PermissiveEnded) } else { Ok(Some(left)) }
+            }
+            Mode::Permissive { .. } => Ok(None),
+            Mode::Strict => Err(Code::PermitWithdrawn),
+        }
     }
 
     fn cut(&self, peer: Option<&Arc<PeerIdentity>>, code: Code) {
@@ -537,83 +533,5 @@ pub(crate) async fn dial(address: &str) -> Result<TcpStream, Finding> {
             format!("{address} did not accept within {} s", CONNECT_TIMEOUT.as_secs()),
         )
         .at(address.to_owned())),
-    }
-}
-
-struct HttpInbound<'a> {
-    connection: &'a Inbound<'a>,
-    peer: Option<&'a Arc<PeerIdentity>>,
-}
-
-impl HttpInbound<'_> {
-    /// A permit for the connection: the list of allowed peers is judged at once, policies at each
-    /// request, because they may depend on it.
-    fn connection_permit(&self) -> Result<Permit, Finding> {
-        use countersign_policy::{PolicySet, Workload};
-        let Some(credentials) = self.connection.shared.credentials.current() else {
-            return Err(no_identity_yet());
-        };
-        let nothing = PolicySet::compile(&[], &Workload::of(&credentials.id), 0);
-        let list = self.connection.options.allow.clone().map(AllowList);
-        let decision = Authorizer::new(list, Arc::new(nothing)).decide(&Request {
-            source: source_of(self.peer),
-            source_ip: self.connection.from.ip(),
-            destination_ip: self.connection.local.ip(),
-            destination_port: self.connection.local.port(),
-            http: None,
-        });
-        let result = decision.permit().map_err(|d| d.finding());
-        if let Err(finding) = &result {
-            self.connection.shared.metrics.decided(Direction::Inbound, Some(finding.code));
-        }
-        result
-    }
-
-    /// Envoy's form: who vouches, and what was verified.
-    fn forwarded_client_cert(&self) -> Option<String> {
-        let peer = self.peer?;
-        let mut out = String::with_capacity(256);
-        if let Some(own) = self.connection.shared.credentials.current() {
-            let _ = write!(out, "By={};", own.id);
-        }
-        let subject = peer.leaf().subject.replace(['"', '\\'], "");
-        let _ = write!(
-            out,
-            "Hash={};Subject=\"{subject}\";URI={}",
-            hex(&peer.leaf().sha256),
-            peer.id()
-        );
-        // Only what is a DNS name: anything else could add an element of its own to the header.
-        let is_name =
-            |d: &&String| d.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*_".contains(&b));
-        for dns in peer.leaf().dns_sans.iter().filter(is_name) {
-            let _ = write!(out, ";DNS={dns}");
-        }
-        // What goes into a header must not end it.
-        out.bytes().all(|b| (0x20..0x7f).contains(&b)).then_some(out)
-    }
-}
-
-impl Exchange for HttpInbound<'_> {
-    type Upstream = TcpStream;
-
-    fn judge(&self, method: &str, host: &str, path: &str, fields: &[(&str, &str)]) -> Next {
-        let request = HttpRequest { method, host, path, headers: fields };
-        match self.connection.permit(self.peer, Some(request)) {
-            Ok(_permit) => Next::Forward(self.forwarded_client_cert()),
-            Err(finding) => Next::Refuse(finding),
-        }
-    }
-
-    fn connect(&self) -> impl Future<Output = Result<TcpStream, Finding>> + Send {
-        dial(&self.connection.options.forward)
-    }
-
-    fn refused(&self, finding: &Finding) {
-        self.connection.note(self.peer, finding);
-    }
-
-    fn strips_identity(&self) -> bool {
-        true
     }
 }

@@ -1,5 +1,7 @@
 //! From the workload to a peer: prove ourselves, make the peer prove itself, then relay.
 
+mod http;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,8 +17,8 @@ use countersign_x509::PeerIdentity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::forward::{End, Relayed2, forward, relay};
-use crate::http1::{self, Exchange, Next, looks_like_request, refusal};
+use crate::forward::{End, Volume, forward, relay};
+use crate::http1::{looks_like_request, refusal};
 use crate::inbound::dial;
 use crate::options::{OutboundOptions, Protocol};
 use crate::shared::{Place, Shared, no_identity_yet};
@@ -37,21 +39,30 @@ impl OutboundListener {
 
     /// One configuration per generation of credentials: resumption works across connections, and a new
     /// generation starts afresh.
-    fn client(&self, shared: &Shared) -> Result<Arc<ClientSide>, Finding> {
+    fn client(&self, shared: &Shared) -> Result<(Arc<ClientSide>, u64), Finding> {
         let credentials = shared.credentials.current().ok_or_else(no_identity_yet)?;
         let key = credentials.store.generation();
         let mut slot = self.client.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((of, client)) = &*slot
             && *of == key
         {
-            return Ok(Arc::clone(client));
+            return Ok((Arc::clone(client), key));
         }
         let client = credentials
             .client(PeerMatcher::Ids(self.options.peer_ids.clone()), &[])
             .map_err(|e| e.finding())?;
         *slot = Some((key, Arc::clone(&client)));
-        Ok(client)
+        Ok((client, key))
     }
+}
+
+/// A connection to a peer that may be used.
+struct Opened {
+    stream: PeerStream,
+    peer: Arc<PeerIdentity>,
+    permit: Permit,
+    /// Of the credentials it was opened with.
+    generation: u64,
 }
 
 struct Outbound<'a> {
@@ -76,7 +87,7 @@ pub(crate) async fn handle(
     let this = Outbound { shared: &shared, listener: &listener, from, id };
     let begun = Instant::now();
     shared.metrics.connection_opened(Direction::Outbound, Security::Mtls);
-    let mut count = Relayed2::default();
+    let mut count = Volume::default();
     match listener.options.protocol {
         Protocol::Http => this.http(&mut stream, &mut count).await,
         Protocol::Tcp | Protocol::Auto => this.tcp(&mut stream, &mut count).await,
@@ -128,16 +139,17 @@ impl Outbound<'_> {
         self.note(&Finding::new(code, code.title()));
     }
 
-    /// Dials the peer and makes it prove itself.
-    async fn open(&self) -> Result<(PeerStream, Arc<PeerIdentity>), Finding> {
-        let client = self.listener.client(self.shared)?;
+    /// Dials the peer, makes it prove itself, and decides.
+    async fn open(&self) -> Result<Opened, Finding> {
+        let (client, generation) = self.listener.client(self.shared)?;
         let upstream = &self.listener.options.upstream;
         let stream = ReadAhead::new(dial(upstream).await?);
         match connect(stream, &client, self.shared.handshake_timeout).await {
             Ok(session) => {
                 self.shared.metrics.handshake_succeeded(Direction::Outbound, session.info.duration);
                 self.note_handshake(&session.peer, &session.info);
-                Ok((session.stream, session.peer))
+                let permit = self.permit(&session.peer)?;
+                Ok(Opened { stream: session.stream, peer: session.peer, permit, generation })
             }
             Err(e) => {
                 let finding = e.finding().at(upstream.clone());
@@ -190,10 +202,8 @@ impl Outbound<'_> {
         result
     }
 
-    async fn tcp(&self, client: &mut TcpStream, count: &mut Relayed2) {
-        let opened =
-            self.open().await.and_then(|(s, p)| self.permit(&p).map(|permit| (s, p, permit)));
-        let (mut far, peer, permit) = match opened {
+    async fn tcp(&self, client: &mut TcpStream, count: &mut Volume) {
+        let Opened { stream: mut far, peer, permit, .. } = match self.open().await {
             Ok(opened) => opened,
             Err(finding) => {
                 if finding.code != Code::InternalError {
@@ -204,7 +214,7 @@ impl Outbound<'_> {
         };
         let before = *count;
         let work = relay(client, &mut far, Vec::new(), count);
-        match forward(permit, Some(&peer), self.shared, || true, work).await {
+        match forward(permit, Some(&peer), self.shared, None, || Ok(None), work).await {
             Ok(End::Finished) => {
                 let _ = tokio::time::timeout(Duration::from_millis(500), far.shutdown()).await;
             }
@@ -247,64 +257,5 @@ impl Outbound<'_> {
             let _ = client.write_all(&refusal(502, code, self.id, true)).await;
         }
         let _ = client.shutdown().await;
-    }
-
-    async fn http(&self, client: &mut TcpStream, count: &mut Relayed2) {
-        // Opened before the first request: the permit that bounds the connection needs the peer.
-        let opened =
-            self.open().await.and_then(|(s, p)| self.permit(&p).map(|permit| (s, p, permit)));
-        let (far, peer, permit) = match opened {
-            Ok(opened) => opened,
-            Err(finding) => return self.explain(client, finding.code).await,
-        };
-        let exchange = HttpOutbound { connection: self, first: Mutex::new(Some(far)) };
-        let draining = self.shared.draining.subscribe();
-        let work = http1::serve(client, Vec::new(), &exchange, self.id, draining);
-        match forward(permit, Some(&peer), self.shared, || true, work).await {
-            Ok(end) => {
-                count.sent += end.sent;
-                count.received += end.received;
-                self.shared.metrics.http_requests(Direction::Outbound, end.requests);
-                if let Some(finding) = end.failure {
-                    self.note(&finding);
-                }
-            }
-            Err(code) => {
-                self.cut(code);
-                client.reset_on_close();
-            }
-        }
-    }
-}
-
-struct HttpOutbound<'a> {
-    connection: &'a Outbound<'a>,
-    first: Mutex<Option<PeerStream>>,
-}
-
-impl Exchange for HttpOutbound<'_> {
-    type Upstream = PeerStream;
-
-    fn judge(&self, _: &str, _: &str, _: &str, _: &[(&str, &str)]) -> Next {
-        Next::Forward(None)
-    }
-
-    async fn connect(&self) -> Result<PeerStream, Finding> {
-        let first = self.first.lock().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(stream) = first {
-            return Ok(stream);
-        }
-        // Opened anew: the peer proves itself and is decided upon again.
-        let (stream, peer) = self.connection.open().await?;
-        self.connection.permit(&peer)?;
-        Ok(stream)
-    }
-
-    fn refused(&self, finding: &Finding) {
-        self.connection.note(finding);
-    }
-
-    fn strips_identity(&self) -> bool {
-        false
     }
 }

@@ -1,5 +1,6 @@
-//! Stream wrappers: read-ahead under TLS, and bytes that were read too early.
+//! What streams need beside reading and writing: read-ahead under TLS, a scratch buffer, resets.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,19 @@ pub(crate) struct ReadAhead {
     buffer: Vec<u8>,
     taken: usize,
     bulk: bool,
+}
+
+/// Size of a worker's scratch buffer.
+const SCRATCH: usize = 64 << 10;
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+/// Lends this worker's read buffer. One suffices for all connections, because what was read is written
+/// on or set aside before anything else runs.
+pub(crate) fn with_scratch<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| work(buffer))
 }
 
 const AHEAD: usize = 64 << 10;

@@ -1,5 +1,7 @@
 //! Request and response heads: parsed, judged, and written anew.
 
+use std::mem::MaybeUninit;
+
 use countersign_findings::{Code, Finding};
 use countersign_policy::normalize;
 use countersign_telemetry::ConnectionId;
@@ -146,9 +148,10 @@ fn tokens<'a>(fields: &'a [(&str, &str)], name: &str) -> impl Iterator<Item = &'
 impl<'a> RequestHead<'a> {
     /// Parses the head at the beginning of `buffer`; `None` if it is not complete yet.
     pub(crate) fn parse(buffer: &'a [u8]) -> Result<Option<Self>, Bad> {
-        let mut raw = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut raw);
-        let len = match request.parse(buffer).map_err(parse_error)? {
+        // Not initialised: most of it is never used, and clearing it would cost more than parsing.
+        let mut raw = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let len = match request.parse_with_uninit_headers(buffer, &mut raw).map_err(parse_error)? {
             httparse::Status::Partial => return incomplete(buffer).map(|()| None),
             httparse::Status::Complete(len) => len,
         };
@@ -272,9 +275,12 @@ fn field(name: &str, value: &str, out: &mut Vec<u8>) {
 impl ResponseHead {
     /// Parses the response to a request of `method`; `None` if it is not complete yet.
     pub(crate) fn parse(buffer: &[u8], method: &str) -> Result<Option<Self>, Bad> {
-        let mut raw = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut response = httparse::Response::new(&mut raw);
-        let len = match response.parse(buffer).map_err(parse_error)? {
+        let mut raw = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut []);
+        let len = match httparse::ParserConfig::default()
+            .parse_response_with_uninit_headers(&mut response, buffer, &mut raw)
+            .map_err(parse_error)?
+        {
             httparse::Status::Partial => return incomplete(buffer).map(|()| None),
             httparse::Status::Complete(len) => len,
         };

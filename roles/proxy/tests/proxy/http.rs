@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use countersign_policy::Mode;
+use countersign_policy::{Mode, Until};
 use countersign_proxy::{PeerMode, Protocol};
 use countersign_testkit::raw_tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -245,4 +245,100 @@ async fn an_upgrade_becomes_a_tunnel() {
     let got = ask(&mut tls, request, "early").await;
     assert!(got.starts_with("HTTP/1.1 101 ") && got.ends_with("early"), "{got}");
     assert_eq!(ask(&mut tls, "more", "more").await, "more");
+}
+
+/// An origin that reads a request, says so, and never answers; the receiver hears how the connection ended.
+async fn silent() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<&'static str>) {
+    let listener = TcpListener::bind(any()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut s, _)) = listener.accept().await {
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let mut buf = [0; 4096];
+                let _ = s.read(&mut buf).await;
+                tell.send("asked").unwrap();
+                while matches!(s.read(&mut buf).await, Ok(n) if n > 0) {}
+                let _ = tell.send("gone");
+            });
+        }
+    });
+    (address, heard)
+}
+
+#[tokio::test]
+async fn a_client_that_breaks_off_frees_the_origin() {
+    let kit = Kit::new();
+    let (origin, mut heard) = silent().await;
+    let inbound = kit.inbound(origin, Protocol::Http).await;
+    let outbound = kit.outbound(inbound.addresses[0], "/proxy", Protocol::Http).await;
+    let mut client = dial(outbound.addresses[0]).await;
+    client.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_eq!(heard.recv().await, Some("asked"));
+    client.set_zero_linger().unwrap();
+    drop(client);
+    let gone = tokio::time::timeout(Duration::from_secs(5), heard.recv()).await;
+    assert_eq!(gone.expect("the origin hears of it"), Some("gone"));
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_half_gets_its_answer() {
+    let kit = Kit::new();
+    let inbound = kit.inbound(mirror().await, Protocol::Http).await;
+    let outbound = kit.outbound(inbound.addresses[0], "/proxy", Protocol::Http).await;
+    let mut client = dial(outbound.addresses[0]).await;
+    client.write_all(b"GET /half HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    let got = String::from_utf8(crate::kit::read_all(&mut client).await.unwrap()).unwrap();
+    assert!(got.starts_with("HTTP/1.1 200 OK") && got.contains("GET /half"), "{got}");
+}
+
+/// Sends a request over `client` and returns the certificate hash that the origin was told.
+async fn caller_hash(client: &mut TcpStream) -> String {
+    client.write_all(b"GET /who HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut got = String::new();
+    let mut buf = [0; 4096];
+    while !got.contains("URI=") {
+        let n = client.read(&mut buf).await.unwrap();
+        assert!(n > 0, "{got}");
+        got.push_str(std::str::from_utf8(&buf[..n]).unwrap());
+    }
+    got.split("Hash=").nth(1).unwrap()[..64].to_owned()
+}
+
+#[tokio::test]
+async fn a_kept_connection_moves_to_the_next_certificate_between_requests() {
+    let kit = Kit::new();
+    let inbound = kit.inbound(mirror().await, Protocol::Http).await;
+    let outbound = kit.outbound(inbound.addresses[0], "/proxy", Protocol::Http).await;
+    let mut client = dial(outbound.addresses[0]).await;
+    let first = caller_hash(&mut client).await;
+    assert_eq!(caller_hash(&mut client).await, first, "one connection for both");
+    kit.rotate("/proxy");
+    for _ in 0..250 {
+        if caller_hash(&mut client).await != first {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the old certificate is still in use");
+}
+
+#[tokio::test]
+async fn plaintext_connections_end_with_the_permissive_period() {
+    let kit = Kit::new();
+    for protocol in [Protocol::Tcp, Protocol::Http] {
+        let end = countersign_tls::current_time() + Duration::from_secs(2);
+        let mode = PeerMode::Fixed(Mode::Permissive { until: Until::Time(end) });
+        let (origin, mut heard) = silent().await;
+        let inbound = kit.inbound_with(origin, protocol, mode, &[]).await;
+        let mut client = dial(inbound.addresses[0]).await;
+        client.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert_eq!(heard.recv().await, Some("asked"));
+        let cut = crate::kit::read_all(&mut client).await;
+        assert!(cut.is_err(), "{protocol:?} was not cut but closed");
+        assert!(countersign_tls::current_time() >= end, "{protocol:?} was cut early");
+        assert_eq!(kit.records.code().await, "CS2103");
+    }
 }
