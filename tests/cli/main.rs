@@ -138,7 +138,7 @@ fn entries() {
     fails(&home, &["entry", "create", "--spiffe-id", "/a"], 1, &["CS4006", "no selectors"]);
     fails(&home, &["entry", "show", "nope"], 1, &["CS4007"]);
     fails(&home, &["entry", "delete", "nope"], 1, &["CS4007"]);
-    assert_eq!(home.json(&["entry", "list"])["entries"].as_array().unwrap().len(), 0);
+    assert_eq!(home.entries().len(), 0);
 }
 
 #[test]

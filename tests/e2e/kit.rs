@@ -70,6 +70,13 @@ impl Home {
     }
 
     /// Starts a long-running command and returns its first line of stdout, which says it is ready.
+    /// The entries of workloads; the node's own lasting name is not one.
+    pub fn entries(&self) -> Vec<Value> {
+        let all = self.json(&["entry", "list"]);
+        let all = all["entries"].as_array().unwrap().clone();
+        all.into_iter().filter(|e| !e["spiffe_id"].as_str().unwrap().contains("/node/")).collect()
+    }
+
     pub fn start(&self, args: &[&str]) -> (Running, Value) {
         let mut args = args.to_vec();
         args.extend(["-o", "json"]);

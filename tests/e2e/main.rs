@@ -6,3 +6,4 @@
 mod kit;
 mod mesh;
 mod outages;
+mod workload_api;

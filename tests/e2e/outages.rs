@@ -68,7 +68,7 @@ fn kills_at_any_moment_leave_a_directory_that_starts_again() {
         up.kill_9();
     }
     let (_up, _) = home.start(&["up", "--listen", "127.0.0.1:0"]);
-    assert_eq!(home.json(&["entry", "list"])["entries"].as_array().unwrap().len(), 6);
+    assert_eq!(home.entries().len(), 6);
     assert_eq!(home.json(&["ca", "journal", "--limit", "1000"])["chain_intact"], true);
     // The agent kept its identity over all of it: one join, one agent.
     assert_eq!(home.json(&["status", "--wait", "20s"])["server"]["agents"], 1);
@@ -86,4 +86,22 @@ fn a_join_token_admits_one_agent() {
     let out = other.run(&["agent", "--join", token.trim()]);
     assert_eq!(out.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&out.stderr).contains("CS4002"));
+}
+
+#[test]
+fn entries_stay_when_the_agent_has_to_join_again() {
+    let home = Home::new();
+    home.ok(&["init", "--trust-domain", "corp.test"]);
+    let (up, first) = home.start(&["up", "--listen", "127.0.0.1:0"]);
+    home.ok(&["entry", "create", "--spiffe-id", "/w", "--selector", "unix:uid:0"]);
+    up.terminate();
+    drop(up);
+    std::fs::remove_dir_all(home.path("agent")).unwrap();
+    let (_up, second) = home.start(&["up", "--listen", "127.0.0.1:0"]);
+    assert_ne!(first["agent_id"], second["agent_id"]);
+    let served = crate::kit::eventually("the entry at the new agent", || {
+        let out = home.run(&["id", "fetch", "-o", "json"]);
+        out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
+    });
+    assert!(served.contains("spiffe://corp.test/w"), "{served}");
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use countersign_findings::{Code, Finding};
+use countersign_identity::SpiffeId;
 use countersign_wire::dial;
 use countersign_wire::join::JoinString;
 use countersign_wire::proto::countersign::node::v1::node_client::NodeClient;
@@ -73,11 +74,13 @@ impl Server {
         }
     }
 
-    /// A join string for one agent, good for `ttl_secs`.
+    /// A join string for one agent, good for `ttl_secs`. `node` is a lasting name for it: entries under
+    /// that name stay when the agent has to join again under an ID of its own that is new.
     pub(crate) async fn join_string(
         &self,
         ttl_secs: i32,
         server_address: Option<String>,
+        node: Option<&SpiffeId>,
     ) -> Result<(JoinString, i64), Finding> {
         let info = self
             .admin()
@@ -97,7 +100,7 @@ impl Server {
             .create_join_token(agent::v1::CreateJoinTokenRequest {
                 ttl: ttl_secs,
                 token: String::new(),
-                agent_id: None,
+                agent_id: node.map(countersign_wire::convert::from_spiffe_id),
             })
             .await
             .map_err(|s| self.refused(&s))?

@@ -164,30 +164,111 @@ fn jwt_svid_6_key_of_the_subjects_trust_domain() {
     assert!(validate(&token, "reports", &i.bundles, late).is_err(), "the key itself has ended");
 }
 
-#[test]
-fn trust_domain_and_bundle_4_jwks() {
+/// A bundle with an X.509 root and a JWT key, and its document.
+fn bundle_and_document() -> (countersign_identity::Bundle, Value) {
     let i = issuer();
     let td = TrustDomain::new("corp.test").unwrap();
-    let ca = countersign_testkit::TestCa::new("corp.test", NOW);
     let mut bundle = (**i.bundles.bundle(&td).unwrap()).clone();
-    bundle.x509_authorities = ca.bundle().x509_authorities;
+    bundle.x509_authorities =
+        countersign_testkit::TestCa::new("corp.test", NOW).bundle().x509_authorities;
     bundle.sequence = 7;
     bundle.refresh_hint = Some(Duration::from_secs(300));
     bundle.jwt_authorities[0].expires_at = None;
-    let doc = bundle_to_jwks(&bundle).unwrap();
-    assert_eq!(bundle_from_jwks(&td, doc.to_string().as_bytes()).unwrap(), bundle);
-    let x509 = &doc["keys"][0];
-    assert_eq!(x509["use"], "x509-svid", "X509-SVID section 6.1");
-    assert!(x509.get("kid").is_none() && x509["x5c"].as_array().unwrap().len() == 1);
-    // Workload API section 6.2.2: only JWT keys.
-    let jwt: Value = serde_json::from_slice(&jwt_keys_to_jwks(&bundle).unwrap()).unwrap();
-    assert_eq!(jwt["keys"].as_array().unwrap().len(), 1);
-    let read = |v: Value| bundle_from_jwks(&td, v.to_string().as_bytes());
-    assert!(read(json!({})).is_err(), "section 4.1.3: `keys` must be there");
-    assert!(read(json!({"keys": []})).unwrap().x509_authorities.is_empty());
-    assert!(read(json!({"keys": [{"kty": "XX", "use": "new-use"}]})).is_ok(), "section 4.2");
-    assert!(read(json!({"keys": [{"kty": "EC", "use": "x509-svid", "x5c": []}]})).is_ok());
-    assert!(read(json!({"keys": [without(doc["keys"][1].clone(), "kid")]})).is_err());
+    let document = bundle_to_jwks(&bundle).unwrap();
+    (bundle, document)
+}
+
+fn read(document: &Value) -> Result<countersign_identity::Bundle, countersign_jose::JwksError> {
+    bundle_from_jwks(&TrustDomain::new("corp.test").unwrap(), document.to_string().as_bytes())
+}
+
+#[test]
+fn trust_domain_and_bundle_4_jwks() {
+    let (bundle, document) = bundle_and_document();
+    assert_eq!(read(&document).unwrap(), bundle);
+    for garbage in ["", "[]", "{", "{\"keys\": 1}", "{\"keys\": [1]}"] {
+        let td = TrustDomain::new("corp.test").unwrap();
+        assert!(bundle_from_jwks(&td, garbage.as_bytes()).is_err(), "{garbage}");
+    }
+}
+
+#[test]
+fn trust_domain_and_bundle_4_1_1_sequence() {
+    let (_, document) = bundle_and_document();
+    assert_eq!(document["spiffe_sequence"], 7);
+    let without = without(document, "spiffe_sequence");
+    assert_eq!(read(&without).unwrap().sequence, 0);
+}
+
+#[test]
+fn trust_domain_and_bundle_4_1_2_refresh_hint() {
+    let (_, document) = bundle_and_document();
+    assert_eq!(document["spiffe_refresh_hint"], 300, "whole seconds");
+    assert_eq!(read(&without(document, "spiffe_refresh_hint")).unwrap().refresh_hint, None);
+}
+
+#[test]
+fn trust_domain_and_bundle_4_1_3_keys_must_be_there_and_may_be_empty() {
+    assert!(read(&json!({})).is_err());
+    let empty = read(&json!({"keys": []})).unwrap();
+    assert!(empty.x509_authorities.is_empty() && empty.jwt_authorities.is_empty());
+}
+
+#[test]
+fn trust_domain_and_bundle_4_2_unknown_kinds_and_uses_are_ignored() {
+    let (_, document) = bundle_and_document();
+    let key = document["keys"][0].clone();
+    for other in [
+        json!({"kty": "XX", "use": "new-use"}),
+        with(key.clone(), "use", json!("X509-SVID")),
+        without(key, "use"),
+    ] {
+        let read = read(&json!({"keys": [other.clone()]})).unwrap();
+        assert!(read.x509_authorities.is_empty() && read.jwt_authorities.is_empty(), "{other}");
+    }
+}
+
+#[test]
+fn x509_svid_6_1_bundle_entries() {
+    let (_, document) = bundle_and_document();
+    let key = &document["keys"][0];
+    assert_eq!(key["use"], "x509-svid");
+    assert!(key.get("kid").is_none());
+    assert_eq!(key["x5c"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn x509_svid_6_2_reading_entries() {
+    let (bundle, document) = bundle_and_document();
+    let key = document["keys"][0].clone();
+    let only = |key: Value| read(&json!({"keys": [key]})).unwrap().x509_authorities;
+    assert!(only(without(key.clone(), "x5c")).is_empty(), "no x5c: ignored");
+    assert!(only(with(key.clone(), "x5c", json!([]))).is_empty(), "empty x5c: ignored");
+    let mut several = key["x5c"].as_array().unwrap().clone();
+    several.push(json!("AAAA"));
+    assert_eq!(only(with(key, "x5c", several.into())), bundle.x509_authorities, "the first counts");
+}
+
+#[test]
+fn jwt_svid_6_1_keys_have_an_id() {
+    let (_, document) = bundle_and_document();
+    let key = document["keys"][1].clone();
+    assert_eq!(key["use"], "jwt-svid");
+    assert_eq!(key["kid"], "k1");
+    assert!(read(&json!({"keys": [without(key, "kid")]})).is_err());
+}
+
+#[test]
+fn jwt_svid_6_2_only_keys_for_that_use_count() {
+    let (bundle, document) = bundle_and_document();
+    let mut jwt = document["keys"][1].clone();
+    assert_eq!(read(&json!({"keys": [jwt.clone()]})).unwrap().jwt_authorities.len(), 1);
+    jwt["use"] = json!("x509-svid");
+    assert!(read(&json!({"keys": [jwt]})).unwrap().jwt_authorities.is_empty());
+    // Workload API §6.2.2: what workloads get holds JWT keys and nothing else.
+    let told: Value = serde_json::from_slice(&jwt_keys_to_jwks(&bundle).unwrap()).unwrap();
+    let uses: Vec<&Value> = told["keys"].as_array().unwrap().iter().map(|k| &k["use"]).collect();
+    assert_eq!(uses, ["jwt-svid"]);
 }
 
 /// A signature that verifies is still no SVID: none of the vectors' payloads is one, and HMAC is refused

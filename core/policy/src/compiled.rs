@@ -324,13 +324,13 @@ pub struct AllowList(pub Vec<SpiffeId>);
 /// Everything that decides at one listener: the list first, then the policies.
 #[derive(Debug)]
 pub struct Authorizer {
-    list: Option<AllowList>,
+    list: Option<Arc<AllowList>>,
     policies: Arc<PolicySet>,
 }
 
 impl Authorizer {
     /// With an optional list; the policies always count.
-    pub fn new(list: Option<AllowList>, policies: Arc<PolicySet>) -> Self {
+    pub fn new(list: Option<Arc<AllowList>>, policies: Arc<PolicySet>) -> Self {
         Self { list, policies }
     }
 
@@ -341,9 +341,9 @@ impl Authorizer {
 
     /// Decides.
     pub fn decide(&self, request: &Request<'_>) -> Decision {
-        if let Some(AllowList(ids)) = &self.list {
+        if let Some(list) = &self.list {
             let listed = match request.source {
-                Source::Peer(peer) => ids.contains(peer.id()),
+                Source::Peer(peer) => list.0.contains(peer.id()),
                 Source::Unauthenticated { .. } => false,
             };
             if !listed {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use countersign_findings::Code;
-use countersign_identity::{BundleSet, UnixTime};
+use countersign_identity::{Bundle, BundleSet, UnixTime};
 use countersign_testkit::{Story, TestCa, TestIdentity};
 use countersign_x509::{CertInfo, ChainError, Crls, PeerIdentity, PeerRole, TrustStore};
 use rustls_pki_types::CertificateDer;
@@ -80,6 +80,37 @@ fn x509_svid_4_3_key_usage() {
     assert_eq!(code(Story::LeafMaySignCertificates), Code::WrongKeyUsage);
     assert_eq!(code(Story::LeafMaySignCrls), Code::WrongKeyUsage);
     assert_eq!(code(Story::NoKeyUsage), Code::WrongKeyUsage);
+}
+
+#[test]
+fn x509_svid_4_1_basic_constraints() {
+    assert_eq!(code(Story::CaAsLeaf), Code::CaUsedAsLeaf);
+    let ca = ca();
+    assert!(CertInfo::parse(&ca.intermediate).unwrap().is_ca);
+    assert!(!CertInfo::parse(&ca.issue("/a").chain[0]).unwrap().is_ca);
+    // A leaf in an authority's place signs nothing.
+    let leaf = ca.issue("/a");
+    let bundle = Bundle::of_x509(ca.bundle().trust_domain, [leaf.chain[0].clone()]);
+    let refused = BundleSet::collect([bundle]).map(|set| TrustStore::new(&set, 1));
+    let trusted = refused
+        .ok()
+        .and_then(Result::ok)
+        .is_some_and(|store| verify_at(&store, &leaf.chain, PeerRole::Client, NOW).is_ok());
+    assert!(!trusted);
+}
+
+#[test]
+fn x509_svid_5_2_what_a_validator_checks() {
+    for (story, expected) in [
+        (Story::CaAsLeaf, Code::CaUsedAsLeaf),
+        (Story::LeafMaySignCertificates, Code::WrongKeyUsage),
+        (Story::LeafMaySignCrls, Code::WrongKeyUsage),
+        (Story::NotASpiffeUri, Code::MalformedSpiffeId),
+        (Story::RootPath, Code::MalformedSpiffeId),
+        (Story::TwoUriSans, Code::SeveralUriSans),
+    ] {
+        assert_eq!(code(story), expected, "{story:?}");
+    }
 }
 
 #[test]

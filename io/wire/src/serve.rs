@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -18,17 +19,23 @@ pub struct WithCaller<S, I> {
     caller: I,
     /// The connection's place under a limit, given back when the stream is dropped.
     _place: Option<Box<dyn Send + Sync>>,
+    end: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S, I> WithCaller<S, I> {
     /// Attaches `caller` to `stream`.
     pub fn new(stream: S, caller: I) -> Self {
-        Self { stream, caller, _place: None }
+        Self { stream, caller, _place: None, end: None }
     }
 
     /// Keeps `place` until the stream is dropped.
     pub fn holding(self, place: impl Send + Sync + 'static) -> Self {
         Self { _place: Some(Box::new(place)), ..self }
+    }
+
+    /// Ends the connection after `life`, whatever goes on over it.
+    pub fn ending_after(self, life: Duration) -> Self {
+        Self { end: Some(Box::pin(tokio::time::sleep(life))), ..self }
     }
 }
 
@@ -45,6 +52,11 @@ impl<S: AsyncRead + Unpin, I: Unpin> AsyncRead for WithCaller<S, I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(end) = &mut self.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

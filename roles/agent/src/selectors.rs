@@ -26,8 +26,7 @@ pub(crate) struct Hashes(Mutex<HashMap<FileKey, String>>);
 /// The selectors of `process`, checked to be still the same process after the facts were read.
 pub(crate) fn attest(
     process: &PeerProcess,
-    with_hash: bool,
-    hashes: &Hashes,
+    hashes: Option<&Hashes>,
 ) -> Result<SelectorSet, ProcessError> {
     let mut set = SelectorSet::default();
     let mut add = |value: String| {
@@ -55,7 +54,7 @@ pub(crate) fn attest(
         if let Some(path) = path.to_str() {
             add(format!("path:{path}"));
         }
-        if with_hash && let Some(digest) = hashes.of(&exe) {
+        if let Some(digest) = hashes.and_then(|h| h.of(&exe)) {
             add(format!("sha256:{digest}"));
         }
     }
@@ -129,7 +128,7 @@ mod tests {
     async fn this_process_has_its_facts() {
         let (a, _b) = tokio::net::UnixStream::pair().unwrap();
         let process = PeerProcess::of(&a).unwrap();
-        let set = attest(&process, true, &Hashes::default()).unwrap();
+        let set = attest(&process, Some(&Hashes::default())).unwrap();
         let has = |s: String| set.contains(&s.parse().unwrap());
         assert!(has(format!("unix:uid:{}", process.uid)));
         let exe = std::env::current_exe().unwrap();

@@ -21,7 +21,6 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::cache::Cache;
 use crate::runs::Runs;
-use crate::selectors::Hashes;
 use crate::server::{ServerApi, attest_by_join_token};
 use crate::services::{Shared, routes};
 use crate::state::State;
@@ -157,7 +156,8 @@ impl Agent {
             own: own_seen,
             api: Arc::clone(&api),
             runs: Arc::new(Runs::default()),
-            hashes: Hashes::default(),
+            hashes: Arc::default(),
+            hashing: Shared::hashing(),
             progress: Arc::clone(&progress),
             metrics: Arc::clone(&metrics),
             streams: Shared::streams(),

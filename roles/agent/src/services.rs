@@ -35,7 +35,8 @@ pub(crate) struct Shared {
     pub(crate) own: watch::Receiver<(String, i64)>,
     pub(crate) api: Arc<Mutex<ServerApi>>,
     pub(crate) runs: Arc<Runs>,
-    pub(crate) hashes: Hashes,
+    pub(crate) hashes: Arc<Hashes>,
+    pub(crate) hashing: Semaphore,
     pub(crate) progress: Arc<Progress>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) streams: Arc<Semaphore>,
@@ -43,6 +44,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Executables hashed at a time.
+    pub(crate) fn hashing() -> Semaphore {
+        Semaphore::new(2)
+    }
+
     pub(crate) fn streams() -> Arc<Semaphore> {
         Arc::new(Semaphore::new(MAX_STREAMS))
     }
@@ -63,14 +69,24 @@ impl Shared {
     }
 
     /// Attests the caller; the state must be known first.
-    pub(crate) fn attested<T>(&self, request: &Request<T>) -> Result<SelectorSet, Status> {
+    pub(crate) async fn attested<T>(&self, request: &Request<T>) -> Result<SelectorSet, Status> {
         let process = Self::caller(request)?;
         let state = self.state();
         if !state.ready {
             return Err(Status::unavailable("the agent has no entries yet; it is starting"));
         }
         let with_hash = state.asks_for("unix", "sha256:");
-        let result = attest(&process, with_hash, &self.hashes).map(|mut set| {
+        let result = if with_hash {
+            // Reading a large binary takes a while; other callers are served meanwhile.
+            let _turn = self.hashing.acquire().await;
+            let (process, hashes) = (process.clone(), Arc::clone(&self.hashes));
+            tokio::task::spawn_blocking(move || attest(&process, Some(&hashes)))
+                .await
+                .map_err(|e| Status::internal(e.to_string()))?
+        } else {
+            attest(&process, None)
+        };
+        let result = result.map(|mut set| {
             for selector in self.runs.selectors_of(&process) {
                 set.insert(selector);
             }

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
-    AllowList, Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request,
-    Source, Until,
+    Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request, Source, Until,
 };
 use countersign_sys::tune;
 use countersign_telemetry::{ConnectionId, Direction, HandshakeRecord, Security};
@@ -187,7 +186,7 @@ impl Inbound<'_> {
 
     fn authorizer(&self) -> Option<Authorizer> {
         let policies = self.shared.policies.load_full()?;
-        Some(Authorizer::new(self.options.allow.clone().map(AllowList), policies))
+        Some(Authorizer::new(self.options.allow.clone(), policies))
     }
 
     fn decide(&self, source: &Source<'_>, http: Option<HttpRequest<'_>>) -> Outcome {

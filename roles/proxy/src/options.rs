@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::SpiffeId;
-use countersign_policy::{Labels, Mode};
+use countersign_policy::{AllowList, Labels, Mode};
 
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub struct InboundOptions {
     /// STRICT or PERMISSIVE.
     pub mode: PeerMode,
     /// If given, only these identities may call.
-    pub allow: Option<Vec<SpiffeId>>,
+    pub allow: Option<Arc<AllowList>>,
     /// What is spoken.
     pub protocol: Protocol,
 }

@@ -33,6 +33,9 @@ const MAX_HANDSHAKES: usize = 256;
 /// Connections on the server API.
 const MAX_CONNECTIONS: usize = 20_000;
 
+/// Whoever has not proven itself has this long to attest; then its place is free again.
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(60);
+
 /// How the server runs.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -289,8 +292,10 @@ async fn serve_tcp(
                 drop(slot);
                 match result {
                     Ok(session) => {
+                        let anonymous = session.peer.is_none();
                         let caller = session.peer.map_or(Caller::Anonymous, Caller::Peer);
                         let conn = WithCaller::new(session.stream, caller).holding(connection);
+                        let conn = if anonymous { conn.ending_after(ANONYMOUS_LIFE) } else { conn };
                         let _ = ready.send(Ok::<_, std::io::Error>(conn)).await;
                     }
                     Err(e) => {

@@ -247,14 +247,30 @@ pub(crate) async fn create(server: &Server, entries: &[Entry]) -> Result<Vec<Ent
     Ok(made)
 }
 
-/// The agent on this host.
-pub(crate) async fn local_agent(data_dir: &Path) -> Result<SpiffeId, Finding> {
+/// The parent for entries of workloads on this host: the node's lasting name if the agent joined with
+/// one, else the agent's own ID.
+async fn local_parent(server: &Server, data_dir: &Path) -> Result<SpiffeId, Finding> {
     use countersign_wire::proto::countersign::node::v1::StatusRequest;
     let agent = Agent::new(paths::agent_socket(data_dir));
     let status = agent.node().status(StatusRequest {}).await.map_err(|s| {
         agent.refused(&s).hint("start the agent, or name the parent with `--parent-id`")
     })?;
-    SpiffeId::parse(&status.get_ref().agent_id).map_err(|e| invalid(e.to_string()))
+    let id = SpiffeId::parse(&status.get_ref().agent_id).map_err(|e| invalid(e.to_string()))?;
+    let filter = api::list_entries_request::Filter {
+        by_parent_id: Some(convert::from_spiffe_id(&id)),
+        ..api::list_entries_request::Filter::default()
+    };
+    for below in server.list_entries(Some(filter)).await? {
+        let entry = convert::entry(&below)?;
+        let mut selectors = entry.selectors.iter();
+        if let (Some(only), None) = (selectors.next(), selectors.next())
+            && only.kind() == "spiffe_id"
+            && only.value() == id.as_str()
+        {
+            return Ok(entry.spiffe_id);
+        }
+    }
+    Ok(id)
 }
 
 fn print(entries: &[Entry], format: Format) -> Result<(), Finding> {
@@ -363,7 +379,7 @@ impl Create {
         let spiffe_id = id_or_path(self.spiffe_id.as_deref().unwrap_or_default(), &td)?;
         let parent_id = match &self.parent_id {
             Some(text) => id_or_path(text, &td)?,
-            None => local_agent(data_dir).await?,
+            None => local_parent(server, data_dir).await?,
         };
         let mut entry = Entry::new(spiffe_id, parent_id, selectors(&self.selectors)?);
         entry.x509_svid_ttl = self.x509_svid_ttl;

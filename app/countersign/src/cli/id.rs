@@ -1,4 +1,6 @@
-//! `countersign id`: look at certificates, verify them.
+//! `countersign id`: look at certificates, verify them, fetch one's own.
+
+mod fetch;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,8 @@ enum Command {
     },
     /// Verify a chain against a bundle; exit code 0 if it holds
     Verify(Verify),
+    /// Print, or write to files, the identities that the Workload API gives to the calling process
+    Fetch(fetch::Fetch),
 }
 
 #[derive(Args)]
@@ -85,6 +89,7 @@ impl IdCommand {
         match self.command {
             Command::Inspect { what } => inspect(&what, global.output).await,
             Command::Verify(v) => v.run(global.output),
+            Command::Fetch(f) => f.run(global).await,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain, UnixTime};
-use countersign_policy::{Mode, Until};
+use countersign_policy::{AllowList, Mode, Until};
 use countersign_proxy::{
     IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, PeerMode, Protocol, Proxy,
     ProxyOptions,
@@ -285,7 +285,11 @@ fn read_config(path: &Path) -> Result<Vec<ListenerOptions>, Finding> {
             listen: c.listen,
             forward: c.forward,
             mode: peer_mode(c.mode, c.until.as_deref()).map_err(|f| f.at(at.clone()))?,
-            allow: c.allow.map(|list| ids(&list, &at)).transpose()?,
+            allow: c
+                .allow
+                .map(|list| ids(&list, &at))
+                .transpose()?
+                .map(|ids| Arc::new(AllowList(ids))),
             protocol: c.protocol.into(),
         }));
     }
@@ -320,7 +324,7 @@ impl ProxyCommand {
                     listen: i.listen,
                     forward: i.forward,
                     mode: peer_mode(i.mode, i.until.as_deref())?,
-                    allow: (!i.allow.is_empty()).then_some(i.allow),
+                    allow: (!i.allow.is_empty()).then(|| Arc::new(AllowList(i.allow))),
                     protocol: i.protocol.into(),
                 });
                 (i.common, vec![listener])

@@ -2,11 +2,13 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{Entry, Selector, SelectorSet, SpiffeId, TrustDomain};
+use countersign_policy::AllowList;
 use countersign_proxy::{
     IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, Proxy, ProxyOptions,
     RunningProxy,
@@ -77,7 +79,8 @@ impl Run {
         let allow = if self.allow.is_empty() {
             None
         } else {
-            Some(self.allow.iter().map(|t| peer_id(t, td)).collect::<Result<Vec<_>, _>>()?)
+            let ids = self.allow.iter().map(|t| peer_id(t, td)).collect::<Result<Vec<_>, _>>()?;
+            Some(Arc::new(AllowList(ids)))
         };
         let mut out = Vec::new();
         for text in &self.inbound {

@@ -8,6 +8,7 @@ use countersign_findings::Finding;
 use countersign_identity::UnixTime;
 use serde::Serialize;
 
+use super::entry::{id_or_path, trust_domain};
 use super::{Global, parse_duration};
 use crate::client::Server;
 use crate::output::{self, Format};
@@ -20,6 +21,10 @@ pub(crate) struct Token {
     /// Address under which the agent reaches the server, if not the one it listens on
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
+    /// A lasting name for the node, such as `/node/db-1`: entries with it as their parent stay when the
+    /// agent joins again
+    #[arg(long, value_name = "ID|PATH")]
+    node: Option<String>,
     /// Print only the token, for SPIRE's agents; they need the bundle beside it
     #[arg(long)]
     raw: bool,
@@ -38,7 +43,11 @@ impl Token {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode, Finding> {
         let server = Server::new(&global.data_dir()?);
         let ttl = i32::try_from(self.ttl.as_secs()).unwrap_or(i32::MAX);
-        let (join, expires_at) = server.join_string(ttl, self.server).await?;
+        let node = match &self.node {
+            Some(text) => Some(id_or_path(text, &trust_domain(&server).await?)?),
+            None => None,
+        };
+        let (join, expires_at) = server.join_string(ttl, self.server, node.as_ref()).await?;
         match global.output {
             Format::Json => output::json(
                 "countersign.token/v1",

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use countersign_agent::{Agent, AgentOptions};
 use countersign_findings::{Code, Finding};
-use countersign_identity::TrustDomain;
+use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_server::{DataDir, InitOptions, Server, initialise};
 use countersign_tls::current_time;
 use serde::Serialize;
@@ -15,6 +15,10 @@ use super::{Global, interrupted, invalid};
 use crate::client;
 use crate::output::{self, Format};
 use crate::paths;
+
+/// The lasting name of the node that runs server and agent together. Its agent gets a new ID whenever it
+/// has to join anew, after a day switched off for example.
+const LOCAL_NODE: &str = "/node/local";
 
 #[derive(Args)]
 pub(crate) struct Up {
@@ -61,7 +65,10 @@ impl Up {
         // An agent that has joined before needs no token; one that has not gets one over the socket.
         let mut agent = match Agent::start(options(None)).await {
             Err(e) if e.code == Code::AgentNotAttested => {
-                let (mut join, _) = client::Server::new(&data_dir).join_string(60, None).await?;
+                let node = SpiffeId::from_path(&trust_domain, LOCAL_NODE)
+                    .map_err(|e| invalid(e.to_string()))?;
+                let admin = client::Server::new(&data_dir);
+                let (mut join, _) = admin.join_string(60, None, Some(&node)).await?;
                 join.server = server.address.to_string();
                 Agent::start(options(Some(join))).await?
             }

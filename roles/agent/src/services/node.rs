@@ -24,7 +24,7 @@ impl api::node_server::Node for Service {
         request: Request<api::WatchPoliciesRequest>,
     ) -> Result<Response<Self::WatchPoliciesStream>, Status> {
         // Policies say who may talk to whom: only for workloads that have an identity here.
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         if self.0.state().matching(&attested, countersign_tls::current_time()).is_empty() {
             return Err(super::no_identity(&attested));
         }

@@ -190,7 +190,7 @@ impl SecretDiscoveryService for Service {
         &self,
         request: Request<Streaming<discovery::DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         self.context(&attested)?;
         let slot = self.0.stream_slot()?;
         let service = Service(Arc::clone(&self.0));
@@ -268,7 +268,7 @@ impl SecretDiscoveryService for Service {
         &self,
         request: Request<Streaming<discovery::DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         self.context(&attested)?;
         let slot = self.0.stream_slot()?;
         let service = Service(Arc::clone(&self.0));
@@ -361,7 +361,7 @@ impl SecretDiscoveryService for Service {
         &self,
         request: Request<discovery::DiscoveryRequest>,
     ) -> Result<Response<discovery::DiscoveryResponse>, Status> {
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         let context = self.context(&attested)?;
         let ask = request.into_inner();
         if ask.resource_names.len() > MAX_NAMES {

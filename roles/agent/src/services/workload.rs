@@ -104,7 +104,7 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
         request: Request<api::X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         check_header(&request)?;
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         if self.0.state().matching(&attested, current_time()).is_empty() {
             return Err(no_identity(&attested));
         }
@@ -123,7 +123,7 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
         request: Request<api::X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         check_header(&request)?;
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         let slot = self.0.stream_slot()?;
         let stream = feed(&self.0, slot, move |state| {
             if state.matching(&attested, current_time()).is_empty() {
@@ -141,7 +141,7 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
         request: Request<api::JwtsvidRequest>,
     ) -> Result<Response<api::JwtsvidResponse>, Status> {
         check_header(&request)?;
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         let r = request.into_inner();
         if r.audience.is_empty() || r.audience.iter().any(String::is_empty) {
             return Err(Status::invalid_argument("audience must be given and not empty"));
@@ -187,7 +187,7 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
         request: Request<api::JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
         check_header(&request)?;
-        let attested = self.0.attested(&request)?;
+        let attested = self.0.attested(&request).await?;
         let slot = self.0.stream_slot()?;
         let stream = feed(&self.0, slot, move |state| {
             if state.matching(&attested, current_time()).is_empty() {
@@ -207,7 +207,7 @@ impl api::spiffe_workload_api_server::SpiffeWorkloadApi for Service {
         request: Request<api::ValidateJwtsvidRequest>,
     ) -> Result<Response<api::ValidateJwtsvidResponse>, Status> {
         check_header(&request)?;
-        self.0.attested(&request)?;
+        self.0.attested(&request).await?;
         let r = request.into_inner();
         if r.audience.is_empty() || r.svid.is_empty() {
             return Err(Status::invalid_argument("audience and svid must be given"));

@@ -1,12 +1,14 @@
 //! Serving requests of one client connection over one upstream connection.
 
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
 use countersign_telemetry::ConnectionId;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
+use tokio::time::{Instant, Sleep};
 
 use super::buffered::Buffered;
 use super::head::{RequestHead, refusal};
@@ -20,9 +22,9 @@ pub(crate) const IDLE: Duration = Duration::from_secs(300);
 const HEAD: Duration = Duration::from_secs(10);
 
 /// What happens to one request.
-pub(crate) enum Next {
+pub(crate) enum Next<'a> {
     /// It goes on, with this value for X-Forwarded-Client-Cert.
-    Forward(Option<String>),
+    Forward(Option<&'a str>),
     /// It is answered by us.
     Refuse(Finding),
 }
@@ -32,7 +34,7 @@ pub(crate) trait Exchange {
     type Upstream: Relayed;
 
     /// Judges a request.
-    fn judge(&self, request: &RequestHead<'_>) -> Next;
+    fn judge(&self, request: &RequestHead<'_>) -> Next<'_>;
 
     /// Opens the connection to the other side.
     fn connect(&self) -> impl Future<Output = Result<Self::Upstream, Finding>> + Send;
@@ -83,7 +85,8 @@ pub(crate) async fn serve<C: Relayed, E: Exchange>(
     let mut end = HttpEnd { requests: 0, sent: 0, received: 0, failure: None, clean: true };
     let mut client = Buffered::new(client, early);
     let mut upstream: Option<Buffered<E::Upstream>> = None;
-    while matches!(wait_for_head(&mut client, &mut upstream, &mut draining).await, Ok(true)) {
+    let mut idle = Idle::new();
+    while matches!(idle.wait_for_head(&mut client, &mut upstream, &mut draining).await, Ok(true)) {
         let close_after = *draining.borrow();
         match one(&mut client, &mut upstream, exchange, id, close_after, &mut end).await {
             Ok(Outcome::KeepAlive) => exchange.under_way(None),
@@ -124,32 +127,50 @@ async fn upgraded<C: Relayed, U: Relayed>(
     }
 }
 
-/// Waits until a request head has begun. `false`: the client is done, idle too long, or the proxy is
-/// draining.
-async fn wait_for_head<C: Relayed, U: Relayed>(
-    client: &mut Buffered<&mut C>,
-    upstream: &mut Option<Buffered<U>>,
-    draining: &mut watch::Receiver<bool>,
-) -> io::Result<bool> {
-    if !client.bytes().is_empty() {
-        return Ok(true);
+/// Waiting between requests.
+struct Idle {
+    /// Armed once and moved on when it fires too early: a timer for every request would cost more than
+    /// parsing it.
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl Idle {
+    fn new() -> Self {
+        Self { alarm: Box::pin(tokio::time::sleep(IDLE)) }
     }
-    let idle = tokio::time::sleep(IDLE);
-    tokio::pin!(idle);
-    loop {
-        tokio::select! {
-            // An upstream that closes between requests is opened anew for the next one; looked at
-            // first, so that a request that arrives together with the close does not go there.
-            biased;
-            _ = async {
-                match upstream.as_mut() {
-                    Some(far) => far.fill().await,
-                    None => std::future::pending().await,
+
+    /// Waits until a request head has begun. `false`: the client is done, idle too long, or the proxy is
+    /// draining.
+    async fn wait_for_head<C: Relayed, U: Relayed>(
+        &mut self,
+        client: &mut Buffered<&mut C>,
+        upstream: &mut Option<Buffered<U>>,
+        draining: &mut watch::Receiver<bool>,
+    ) -> io::Result<bool> {
+        if !client.bytes().is_empty() {
+            return Ok(true);
+        }
+        let deadline = Instant::now() + IDLE;
+        loop {
+            tokio::select! {
+                // An upstream that closes between requests is opened anew for the next one; looked at
+                // first, so that a request that arrives together with the close does not go there.
+                biased;
+                _ = async {
+                    match upstream.as_mut() {
+                        Some(far) => far.fill().await,
+                        None => std::future::pending().await,
+                    }
+                } => *upstream = None,
+                filled = client.fill() => return filled,
+                () = &mut self.alarm => {
+                    if Instant::now() >= deadline {
+                        return Ok(false);
+                    }
+                    self.alarm.as_mut().reset(deadline);
                 }
-            } => *upstream = None,
-            filled = client.fill() => return filled,
-            () = &mut idle => return Ok(false),
-            _ = draining.wait_for(|d| *d) => return Ok(false),
+                _ = draining.wait_for(|d| *d) => return Ok(false),
+            }
         }
     }
 }
@@ -188,7 +209,7 @@ async fn one<C: Relayed, E: Exchange>(
 ) -> Result<Outcome, Finding> {
     // The head, complete. Its fields borrow from the buffer, so it is parsed again once it is whole;
     // nearly always it arrives in one read and is parsed once.
-    let deadline = tokio::time::Instant::now() + HEAD;
+    let deadline = Instant::now() + HEAD;
     let mut out = Vec::with_capacity(1024);
     let (method, framing, keep_alive, upgrade, len);
     let next = loop {
@@ -196,7 +217,7 @@ async fn one<C: Relayed, E: Exchange>(
             Ok(Some(head)) => {
                 let next = exchange.judge(&head);
                 if let Next::Forward(identity) = &next {
-                    head.write(identity.as_deref(), exchange.strips_identity(), &mut out);
+                    head.write(*identity, exchange.strips_identity(), &mut out);
                 }
                 // All that matters of the method once the head is written.
                 method = if head.method == "HEAD" { "HEAD" } else { "" };

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::{
-    AllowList, Authorizer, HttpRequest, Permit, PolicySet, Request, Workload,
-};
+use countersign_policy::{Authorizer, HttpRequest, Permit, PolicySet, Request, Workload};
 use countersign_telemetry::Direction;
 use countersign_x509::{PeerIdentity, hex};
 use tokio::net::TcpStream;
@@ -27,7 +25,12 @@ impl Inbound<'_> {
         early: Vec<u8>,
         count: &mut Volume,
     ) -> bool {
-        let exchange = HttpInbound { connection: self, peer, head: Mutex::new(Vec::new()) };
+        let exchange = HttpInbound {
+            connection: self,
+            peer,
+            identity: self.forwarded_client_cert(peer),
+            head: Mutex::new(Vec::new()),
+        };
         let draining = self.shared.draining.subscribe();
         // Each request is decided by itself; the permit here bounds the connection's life.
         let permit = match exchange.connection_permit() {
@@ -56,11 +59,37 @@ impl Inbound<'_> {
             }
         }
     }
+
+    /// Envoy's form: who vouches, and what was verified.
+    fn forwarded_client_cert(&self, peer: Option<&Arc<PeerIdentity>>) -> Option<String> {
+        let peer = peer?;
+        let mut out = String::with_capacity(256);
+        if let Some(own) = self.shared.credentials.current() {
+            let _ = write!(out, "By={};", own.id);
+        }
+        let subject = peer.leaf().subject.replace(['"', '\\'], "");
+        let _ = write!(
+            out,
+            "Hash={};Subject=\"{subject}\";URI={}",
+            hex(&peer.leaf().sha256),
+            peer.id()
+        );
+        // Only what is a DNS name: anything else could add an element of its own to the header.
+        let is_name =
+            |d: &&String| d.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*_".contains(&b));
+        for dns in peer.leaf().dns_sans.iter().filter(is_name) {
+            let _ = write!(out, ";DNS={dns}");
+        }
+        // What goes into a header must not end it.
+        out.bytes().all(|b| (0x20..0x7f).contains(&b)).then_some(out)
+    }
 }
 
 struct HttpInbound<'a> {
     connection: &'a Inbound<'a>,
     peer: Option<&'a Arc<PeerIdentity>>,
+    /// What the application is told about the peer.
+    identity: Option<String>,
     /// The head of the request under way; empty between requests.
     head: Mutex<Vec<u8>>,
 }
@@ -73,7 +102,7 @@ impl HttpInbound<'_> {
             return Err(no_identity_yet());
         };
         let nothing = PolicySet::compile(&[], &Workload::of(&credentials.id), 0);
-        let list = self.connection.options.allow.clone().map(AllowList);
+        let list = self.connection.options.allow.clone();
         let decision = Authorizer::new(list, Arc::new(nothing)).decide(&Request {
             source: source_of(self.peer),
             source_ip: self.connection.from.ip(),
@@ -96,30 +125,6 @@ impl HttpInbound<'_> {
             _ => self.connection.plaintext_left(self.peer),
         }
     }
-
-    /// Envoy's form: who vouches, and what was verified.
-    fn forwarded_client_cert(&self) -> Option<String> {
-        let peer = self.peer?;
-        let mut out = String::with_capacity(256);
-        if let Some(own) = self.connection.shared.credentials.current() {
-            let _ = write!(out, "By={};", own.id);
-        }
-        let subject = peer.leaf().subject.replace(['"', '\\'], "");
-        let _ = write!(
-            out,
-            "Hash={};Subject=\"{subject}\";URI={}",
-            hex(&peer.leaf().sha256),
-            peer.id()
-        );
-        // Only what is a DNS name: anything else could add an element of its own to the header.
-        let is_name =
-            |d: &&String| d.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*_".contains(&b));
-        for dns in peer.leaf().dns_sans.iter().filter(is_name) {
-            let _ = write!(out, ";DNS={dns}");
-        }
-        // What goes into a header must not end it.
-        out.bytes().all(|b| (0x20..0x7f).contains(&b)).then_some(out)
-    }
 }
 
 fn parts<'a>(head: &'a RequestHead<'_>) -> HttpRequest<'a> {
@@ -129,9 +134,9 @@ fn parts<'a>(head: &'a RequestHead<'_>) -> HttpRequest<'a> {
 impl Exchange for HttpInbound<'_> {
     type Upstream = TcpStream;
 
-    fn judge(&self, request: &RequestHead<'_>) -> Next {
+    fn judge(&self, request: &RequestHead<'_>) -> Next<'_> {
         match self.connection.permit(self.peer, Some(parts(request))) {
-            Ok(_permit) => Next::Forward(self.forwarded_client_cert()),
+            Ok(_permit) => Next::Forward(self.identity.as_deref()),
             Err(finding) => Next::Refuse(finding),
         }
     }

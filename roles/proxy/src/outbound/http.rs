@@ -78,7 +78,7 @@ struct HttpOutbound<'a> {
 impl Exchange for HttpOutbound<'_> {
     type Upstream = PeerStream;
 
-    fn judge(&self, _: &RequestHead<'_>) -> Next {
+    fn judge(&self, _: &RequestHead<'_>) -> Next<'_> {
         Next::Forward(None)
     }
 

@@ -185,7 +185,7 @@ impl Scene {
         options.listen = any_port();
         let server = Server::start(options).await?;
         let admin = client::Server::new(&dir);
-        let (join, _) = admin.join_string(60, None).await?;
+        let (join, _) = admin.join_string(60, None, None).await?;
         let bundle = join.bundle();
         let socket = dir.join("agent.sock");
         let mut agent = Agent::start(AgentOptions {
