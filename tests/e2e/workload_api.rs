@@ -149,7 +149,7 @@ async fn workload_api_5_2_shape_of_x509_svids() {
     for svid in &set.svids {
         let chain = split_der(&svid.x509_svid).unwrap();
         let leaf = CertInfo::parse(&chain[0]).unwrap();
-        assert_eq!(leaf.uri_sans, [svid.spiffe_id.clone()], "leaf first");
+        assert_eq!(leaf.uri_sans, std::slice::from_ref(&svid.spiffe_id), "leaf first");
         for (lower, upper) in chain.iter().zip(&chain[1..]) {
             let upper = CertInfo::parse(upper).unwrap();
             assert!(upper.is_ca);
