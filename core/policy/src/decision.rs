@@ -1,11 +1,14 @@
 //! Requests, decisions, and the permits they yield.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use countersign_findings::{Code, Finding};
-use countersign_identity::UnixTime;
+use countersign_identity::{SpiffeId, UnixTime};
 use countersign_x509::PeerIdentity;
+
+use crate::token::Token;
 
 /// Why a caller has no identity. Absence has a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +53,96 @@ pub struct Request<'a> {
     pub destination_ip: IpAddr,
     /// To which port.
     pub destination_port: u16,
+    /// The server name that the client asked for, if it did.
+    pub sni: Option<&'a str>,
     /// The HTTP request; `None` on a TCP connection.
     pub http: Option<HttpRequest<'a>>,
+    /// The request's verified token, if it carries one.
+    pub token: Option<&'a Token>,
+}
+
+/// A caller, proven or supposed. Only a [`Decision`] about a proven one yields a permit.
+#[derive(Clone, Copy, Debug)]
+pub enum Caller<'a> {
+    /// One SPIFFE ID.
+    Identity(&'a SpiffeId),
+    /// A certificate that proves no SPIFFE ID: the names that Envoy would take for its principals. They
+    /// count in Istio's semantics only.
+    Names(&'a [String]),
+    /// No certificate.
+    Nobody,
+}
+
+/// Everything that rules can name. What is not known is absent: no positive field matches it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes<'a> {
+    /// Who calls.
+    pub caller: Caller<'a>,
+    /// From where.
+    pub source_ip: Option<IpAddr>,
+    /// From where originally, as trusted proxies tell.
+    pub remote_ip: Option<IpAddr>,
+    /// To which address.
+    pub destination_ip: Option<IpAddr>,
+    /// To which port.
+    pub destination_port: Option<u16>,
+    /// The server name that the client asked for.
+    pub sni: Option<&'a str>,
+    /// The HTTP request; `None` on a TCP connection.
+    pub http: Option<HttpRequest<'a>>,
+    /// The request's verified token.
+    pub token: Option<&'a Token>,
+}
+
+impl<'a> From<&Request<'a>> for Attributes<'a> {
+    fn from(r: &Request<'a>) -> Self {
+        Self {
+            caller: match r.source {
+                Source::Peer(peer) => Caller::Identity(peer.id()),
+                Source::Unauthenticated { .. } => Caller::Nobody,
+            },
+            source_ip: Some(r.source_ip),
+            remote_ip: Some(r.source_ip),
+            destination_ip: Some(r.destination_ip),
+            destination_port: Some(r.destination_port),
+            sni: r.sni,
+            http: r.http,
+            token: r.token,
+        }
+    }
+}
+
+/// What a set of policies says. Not a permit: a supposed request gets one of these too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go ahead; by which policy and rule, where one says so by name.
+    Allow(Option<RuleName>),
+    /// Refused.
+    Deny(Denial),
+}
+
+impl Verdict {
+    /// Whether it is an allow.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Verdict::Allow(_))
+    }
+}
+
+/// A rule of a policy: `namespace/name`, and the rule's position from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleName {
+    /// `namespace/name`.
+    pub policy: Arc<str>,
+    /// From 0.
+    pub rule: usize,
+}
+
+impl fmt::Display for RuleName {
+    /// As Istio writes it in logs and metrics (AP-11).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (namespace, name) = self.policy.split_once('/').unwrap_or(("", &self.policy));
+        write!(f, "ns[{namespace}]-policy[{name}]-rule[{}]", self.rule)
+    }
 }
 
 /// A refusal, with what it takes to explain it.

@@ -1,7 +1,12 @@
 //! Documents in YAML, read strictly: an unknown field, a bad value or an unsupported feature refuses the
 //! whole document, with its place and the nearest known name.
 
-mod schema;
+mod authorization;
+mod peer;
+mod place;
+mod read;
+mod shapes;
+mod static_entry;
 
 use std::collections::BTreeMap;
 
@@ -9,7 +14,7 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::UnixTime;
 
 use crate::modes::{Mode, Until};
-use crate::pattern::{Cidr, PathPattern, Pattern};
+use crate::rule::AuthorizationPolicy;
 
 /// Workload labels.
 pub type Labels = BTreeMap<String, String>;
@@ -71,73 +76,6 @@ pub struct PeerAuthentication {
     pub port_modes: BTreeMap<u16, Option<Mode>>,
 }
 
-/// What a policy does when it matches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Grants.
-    Allow,
-    /// Refuses, before any grant counts.
-    Deny,
-    /// Only notes.
-    Audit,
-}
-
-/// An authorization policy.
-#[derive(Clone, Debug)]
-pub struct AuthorizationPolicy {
-    /// Name.
-    pub name: String,
-    /// Namespace.
-    pub namespace: String,
-    /// Labels a workload must have; empty for all.
-    pub selector: Labels,
-    /// What it does.
-    pub action: Action,
-    /// `istio.io/dry-run`: matched and reported, never enforced.
-    pub dry_run: bool,
-    pub(crate) rules: Vec<Rule>,
-}
-
-/// One rule: any source, any operation, all conditions.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Rule {
-    pub(crate) from: Vec<Vec<Field>>,
-    pub(crate) to: Vec<Vec<Field>>,
-    pub(crate) when: Vec<Field>,
-}
-
-/// One field with its alternatives. `negated` is a `not…` field.
-#[derive(Clone, Debug)]
-pub(crate) struct Field {
-    /// As written, for explanations.
-    pub(crate) name: String,
-    pub(crate) negated: bool,
-    pub(crate) test: Test,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Test {
-    Principals(Vec<Pattern>),
-    Namespaces(Vec<Pattern>),
-    /// `(namespace, service account)`; the policy's namespace where none was written.
-    ServiceAccounts(Vec<(String, String)>),
-    TrustDomains(Vec<Pattern>),
-    SourceIps(Vec<Cidr>),
-    DestinationIps(Vec<Cidr>),
-    Ports(Vec<u16>),
-    Hosts(Vec<Pattern>),
-    Methods(Vec<Pattern>),
-    Paths(Vec<PathPattern>),
-    Header(String, Vec<Pattern>),
-}
-
-impl Test {
-    /// Whether it can be judged only on HTTP.
-    pub(crate) fn is_http_only(&self) -> bool {
-        matches!(self, Test::Hosts(_) | Test::Methods(_) | Test::Paths(_) | Test::Header(..))
-    }
-}
-
 /// A registration entry in SPIRE's controller manager's form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticEntry {
@@ -194,7 +132,7 @@ pub fn parse_each<'a>(text: &'a str, origin: &str) -> Result<Vec<(Document, &'a 
             l.is_empty() || l.starts_with('#')
         });
         if !blank {
-            out.push((schema::read(part, origin, first_line)?, part));
+            out.push((read::read(part, origin, first_line)?, part));
         }
     }
     if out.is_empty() {
@@ -227,8 +165,10 @@ pub(crate) fn mode(text: &str, until: Option<Until>) -> Result<Option<Mode>, Str
         "STRICT" => Ok(Some(Mode::Strict)),
         // Users have PERMISSIVE without an end today; it is accepted and stays a finding.
         "PERMISSIVE" => Ok(Some(Mode::Permissive { until: until.unwrap_or(Until::Never) })),
-        "DISABLE" => Err("DISABLE is not supported: a proxy that does not authenticate is no proxy; remove it, or use PERMISSIVE".into()),
-        other => Err(format!("`{other}` is not a mode; use STRICT, PERMISSIVE or UNSET")),
+        // As Istio's own proxies without sidecars do (PA-11): authentication is never switched off, only not
+        // demanded.
+        "DISABLE" => Ok(Some(Mode::Permissive { until: until.unwrap_or(Until::Never) })),
+        other => Err(format!("`{other}` is not a mode; use STRICT, PERMISSIVE, DISABLE or UNSET")),
     }
 }
 

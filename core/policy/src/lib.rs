@@ -4,23 +4,36 @@
 //! Semantics are Istio's sidecar's, stricter where Istio fails open: what is unknown or unsupported is
 //! refused when it is loaded, never skipped; namespaces and service accounts are compared as parsed
 //! segments within the local trust domain; a pattern never silently crosses a path boundary in favour of
-//! the caller.
+//! the caller. [`Semantics::Istio`] gives Istio's own.
 //!
 //! The witnesses: a [`Decision`] needs a proven identity or an explicit [`Source::Unauthenticated`]; a
-//! [`Permit`] comes only out of a decision; the proxy forwards only with a permit.
+//! [`Permit`] comes only out of a decision; the proxy forwards only with a permit. Previews work on
+//! [`Attributes`], which may be made up, and get a [`Verdict`], which permits nothing.
 
-mod compiled;
 mod decision;
 mod document;
+mod explain;
+mod identity;
+mod index;
+mod matcher;
 mod modes;
 mod path;
 mod pattern;
+mod rule;
+mod set;
+mod token;
 
-pub use compiled::{AllowList, Authorizer, PolicySet, Workload};
-pub use decision::{Decision, Denial, HttpRequest, NoIdentity, Permit, Request, Source};
-pub use document::{
-    Action, AuthorizationPolicy, Document, Labels, MAX_INPUT, PeerAuthentication, StaticEntry,
-    parse, parse_each,
+pub use decision::{
+    Attributes, Caller, Decision, Denial, HttpRequest, NoIdentity, Permit, Request, RuleName,
+    Source, Verdict,
 };
+pub use document::{
+    Document, Labels, MAX_INPUT, PeerAuthentication, StaticEntry, parse, parse_each,
+};
+pub use explain::{Explanation, Outcome, Step};
+pub use matcher::Semantics;
 pub use modes::{Mode, Until};
-pub use path::{PathError, normalize};
+pub use path::{Normalization, PathError, normalize, normalize_as};
+pub use rule::{Action, AuthorizationPolicy};
+pub use set::{AllowList, Authorizer, PolicySet, Workload};
+pub use token::Token;

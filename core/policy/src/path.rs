@@ -1,8 +1,24 @@
-//! Path normalization, the strictest of Istio's modes and to a fixpoint: `%2F`, `%5C` and unreserved
-//! escapes are decoded, `\` becomes `/`, slashes are merged, dot segments resolved. What still changes
-//! after that could be read in two ways and is refused.
+//! Path normalization: Istio's four modes (PN-1 to PN-5), and by default the strictest of them to a fixpoint
+//! (PN-6): what a second pass would change could be read in two ways and is refused.
 
 use std::borrow::Cow;
+
+/// How paths are brought into normal form before they are matched and forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Normalization {
+    /// As [`Normalization::DecodeAndMergeSlashes`], and 400 for a broken escape or what a second pass would
+    /// change again.
+    #[default]
+    Strict,
+    /// Nothing is changed.
+    None,
+    /// Escapes of unreserved characters are decoded once, `\` becomes `/`, dot segments are resolved.
+    Base,
+    /// Also, slashes are merged.
+    MergeSlashes,
+    /// Also, `%2F` and `%5C` are slashes.
+    DecodeAndMergeSlashes,
+}
 
 /// Why a path is refused with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +36,11 @@ pub enum PathError {
 
 /// The normal form of the path in `target` (a request target in origin form), its query kept.
 pub fn normalize(target: &str) -> Result<Cow<'_, str>, PathError> {
+    normalize_as(target, Normalization::Strict)
+}
+
+/// As [`normalize`], in a mode of choice.
+pub fn normalize_as(target: &str, mode: Normalization) -> Result<Cow<'_, str>, PathError> {
     let (path, query) = match target.split_once('?') {
         Some((p, q)) => (p, Some(q)),
         None => (target, None),
@@ -34,11 +55,11 @@ pub fn normalize(target: &str) -> Result<Cow<'_, str>, PathError> {
         return Err(PathError::Forbidden);
     }
     // Most paths are already in normal form.
-    if is_plain(path) {
+    if mode == Normalization::None || is_plain(path) {
         return Ok(Cow::Borrowed(target));
     }
-    let once = pass(path)?;
-    if pass(&once)? != once {
+    let once = pass(path, mode)?;
+    if mode == Normalization::Strict && pass(&once, mode)? != once {
         return Err(PathError::Ambiguous);
     }
     Ok(Cow::Owned(match query {
@@ -58,60 +79,71 @@ fn hex(b: u8) -> Option<u8> {
     (b as char).to_digit(16).and_then(|d| u8::try_from(d).ok())
 }
 
-fn pass(path: &str) -> Result<String, PathError> {
+fn pass(path: &str, mode: Normalization) -> Result<String, PathError> {
+    let decoded = decode(path, mode)?;
+    let resolved = resolve_dots(&decoded);
+    Ok(match mode {
+        Normalization::None | Normalization::Base => resolved,
+        _ => merge_slashes(&resolved),
+    })
+}
+
+fn decode(path: &str, mode: Normalization) -> Result<String, PathError> {
+    let slashes = matches!(mode, Normalization::Strict | Normalization::DecodeAndMergeSlashes);
     let bytes = path.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        match bytes[i] {
-            b'\\' => decoded.push(b'/'),
-            b'%' => {
-                let value = match (
-                    bytes.get(i + 1).and_then(|b| hex(*b)),
-                    bytes.get(i + 2).and_then(|b| hex(*b)),
-                ) {
-                    (Some(high), Some(low)) => high << 4 | low,
-                    _ => return Err(PathError::Forbidden),
-                };
-                match value {
+        let digit = |k| bytes.get(i + k).and_then(|b| hex(*b));
+        match (bytes[i], digit(1), digit(2)) {
+            (b'\\', ..) => out.push(b'/'),
+            (b'%', Some(high), Some(low)) => {
+                match high << 4 | low {
                     0 => return Err(PathError::Forbidden),
-                    b'/' | b'\\' => decoded.push(b'/'),
-                    b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                        decoded.push(value);
+                    b'/' | b'\\' if slashes => out.push(b'/'),
+                    b @ (b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~') => {
+                        out.push(b);
                     }
-                    _ => decoded.extend_from_slice(&bytes[i..i + 3]),
+                    _ => out.extend_from_slice(&bytes[i..i + 3]),
                 }
                 i += 2;
             }
-            b => decoded.push(b),
+            (b'%', ..) if mode == Normalization::Strict => return Err(PathError::Forbidden),
+            (b, ..) => out.push(b),
         }
         i += 1;
     }
-    let decoded = String::from_utf8(decoded).map_err(|_| PathError::Forbidden)?;
+    String::from_utf8(out).map_err(|_| PathError::Forbidden)
+}
+
+/// RFC 3986 section 5.2.4, parameters of dot segments ignored (`/..;x=1/`); elsewhere they belong to their
+/// segment (PN-5).
+fn resolve_dots(path: &str) -> String {
     let mut out: Vec<&str> = Vec::new();
-    let mut trailing = false;
-    for segment in decoded.split('/').skip(1) {
-        trailing = false;
-        // Parameters on dot segments are ignored (`/..;x=1/`); elsewhere they belong to the segment.
-        match segment.split(';').next().unwrap_or_default() {
-            "." => trailing = true,
-            ".." => {
-                out.pop();
-                trailing = true;
-            }
-            "" if segment.is_empty() => trailing = true,
-            _ => out.push(segment),
+    let mut ends_in_dots = false;
+    for segment in path.split('/').skip(1) {
+        let dots = segment.split(';').next().unwrap_or_default();
+        ends_in_dots = dots == "." || dots == "..";
+        if dots == ".." {
+            out.pop();
+        } else if dots != "." {
+            out.push(segment);
         }
     }
-    let mut joined = String::with_capacity(decoded.len());
-    for segment in &out {
-        joined.push('/');
-        joined.push_str(segment);
+    if ends_in_dots {
+        out.push("");
     }
-    if trailing || out.is_empty() {
-        joined.push('/');
+    format!("/{}", out.join("/"))
+}
+
+fn merge_slashes(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !out.ends_with('/') {
+            out.push(c);
+        }
     }
-    Ok(joined)
+    out
 }
 
 #[cfg(test)]
@@ -136,6 +168,7 @@ mod tests {
             ("/.;/x", "/x"),
             ("/data;x", "/data;x"),
             ("/a/..", "/"),
+            ("/a//../b", "/a/b"),
             ("/a%20b", "/a%20b"),
             ("/a/", "/a/"),
             ("*", "*"),

@@ -33,6 +33,8 @@ pub struct HandshakeInfo {
     pub cipher: String,
     /// Whether an earlier session was resumed.
     pub resumed: bool,
+    /// The server name that the client asked for; only known to the side that accepted.
+    pub server_name: Option<String>,
     /// From the first byte to the last.
     pub duration: Duration,
 }
@@ -85,7 +87,8 @@ where
         None => None,
         Some(_) => Some(judge_again(connection, &credentials.server_verifier, PeerRole::Client)?),
     };
-    let info = info(connection, started);
+    let server_name = connection.server_name().map(str::to_owned);
+    let info = HandshakeInfo { server_name, ..info(connection, started) };
     Ok(Session { stream, peer, info })
 }
 
@@ -234,6 +237,7 @@ fn info(connection: &CommonState, started: Instant) -> HandshakeInfo {
             .map(|c| format!("{:?}", c.suite()))
             .unwrap_or_default(),
         resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        server_name: None,
         duration: started.elapsed(),
     }
 }

@@ -3,7 +3,7 @@
 mod http;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
@@ -36,6 +36,8 @@ struct Inbound<'a> {
     from: SocketAddr,
     local: SocketAddr,
     id: ConnectionId,
+    /// What the client asked for, once it has.
+    sni: OnceLock<String>,
 }
 
 /// Serves one connection from accept to close.
@@ -51,7 +53,8 @@ pub(crate) async fn handle(
         return;
     }
     let id = shared.connection_id();
-    Inbound { shared: &shared, options: &options, from, local, id }.run(stream).await;
+    let sni = OnceLock::new();
+    Inbound { shared: &shared, options: &options, from, local, id, sni }.run(stream).await;
 }
 
 impl Inbound<'_> {
@@ -203,7 +206,9 @@ impl Inbound<'_> {
             source_ip: self.from.ip(),
             destination_ip: self.local.ip(),
             destination_port: self.local.port(),
+            sni: self.sni.get().map(String::as_str),
             http,
+            token: None,
         }))
     }
 
@@ -218,6 +223,9 @@ impl Inbound<'_> {
             Err(e) => return self.refuse(&e.finding().at(self.from.to_string())),
         };
         self.shared.metrics.handshake_succeeded(Direction::Inbound, info.duration);
+        if let Some(name) = &info.server_name {
+            let _ = self.sni.set(name.clone());
+        }
         self.note_handshake(&peer, &info);
         let clean = self.established(&mut stream, Some(&peer), None).await;
         // A proper close after a break would pass for the end of the data.

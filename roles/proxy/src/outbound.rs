@@ -195,7 +195,9 @@ impl Outbound<'_> {
             source_ip: self.from.ip(),
             destination_ip: listen.ip(),
             destination_port: listen.port(),
+            sni: None,
             http: None,
+            token: None,
         });
         let result = decision.permit().map_err(|d| d.finding());
         self.shared.metrics.decided(Direction::Outbound, result.as_ref().err().map(|f| f.code));

@@ -108,7 +108,9 @@ impl HttpInbound<'_> {
             source_ip: self.connection.from.ip(),
             destination_ip: self.connection.local.ip(),
             destination_port: self.connection.local.port(),
+            sni: None,
             http: None,
+            token: None,
         });
         let result = decision.permit().map_err(|d| d.finding());
         if let Err(finding) = &result {

@@ -1,0 +1,229 @@
+//! Why: the rule that came closest, and the whole trace.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use countersign_findings::Code;
+
+use crate::decision::{Attributes, Caller, Denial, Verdict};
+use crate::index::Index;
+use crate::matcher::Matcher;
+use crate::pattern::Reach;
+use crate::rule::{Action, Field, Group, Rule, Test};
+use crate::set::{PolicySet, who};
+
+/// Rules looked at for the closest one: enough for a useful sentence, bounded because refusing must stay
+/// cheap however many policies there are.
+const NEAR: usize = 32;
+
+/// How one rule, or a policy without any, fared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// `namespace/name`.
+    pub policy: Arc<str>,
+    /// What the policy does.
+    pub action: Action,
+    /// Whether it is only tried out.
+    pub dry_run: bool,
+    /// The rule from 0; `None` for a policy that has none.
+    pub rule: Option<usize>,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of one rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It matches.
+    Matched,
+    /// This field is the first that does not.
+    Missed {
+        /// Its name as written.
+        field: String,
+        /// The values that were written.
+        wanted: Vec<String>,
+        /// What the request has; `None` if nothing.
+        presented: Option<String>,
+    },
+    /// It names what only HTTP has, and this is a TCP connection: an ALLOW cannot be met.
+    HttpOnly {
+        /// The first such field.
+        field: String,
+    },
+    /// The policy has no rules: as an ALLOW it grants nothing.
+    NoRules,
+}
+
+/// A trace with its end.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// Every rule of every policy that concerns the workload, in the order in which they count: DENY, then
+    /// ALLOW, then AUDIT and what is tried out.
+    pub steps: Vec<Step>,
+    /// What [`PolicySet::judge`] says.
+    pub verdict: Verdict,
+}
+
+impl PolicySet {
+    /// Goes through every rule and says how it fared.
+    pub fn explain(&self, a: &Attributes<'_>) -> Explanation {
+        let mut steps = Vec::new();
+        let order = |p: &crate::set::Selected| match (p.dry_run, p.action) {
+            (false, Action::Deny) => 0,
+            (false, Action::Allow) => 1,
+            _ => 2,
+        };
+        let mut policies: Vec<_> = self.policies.iter().collect();
+        policies.sort_by_key(|p| order(p));
+        for policy in policies {
+            let step = |rule, outcome| Step {
+                policy: Arc::clone(&policy.name),
+                action: policy.action,
+                dry_run: policy.dry_run,
+                rule,
+                outcome,
+            };
+            if policy.rules.is_empty() {
+                steps.push(step(None, Outcome::NoRules));
+            }
+            for (i, rule) in policy.rules.iter().enumerate() {
+                steps.push(step(Some(i), self.outcome(policy.action, rule, a)));
+            }
+        }
+        Explanation { steps, verdict: self.judge(a) }
+    }
+
+    fn outcome(&self, action: Action, rule: &Rule, a: &Attributes<'_>) -> Outcome {
+        let reach = if action == Action::Allow { Reach::Narrow } else { Reach::Wide };
+        if a.http.is_none() && rule.names_http() {
+            if action == Action::Allow {
+                let field = rule.fields().find(|f| f.test.is_http_only());
+                let field = field.map(|f| f.name.to_string()).unwrap_or_default();
+                return Outcome::HttpOnly { field };
+            }
+            return miss(&self.matcher, &rule.without_http(), a, reach);
+        }
+        miss(&self.matcher, rule, a, reach)
+    }
+}
+
+fn miss(matcher: &Matcher, rule: &Rule, a: &Attributes<'_>, reach: Reach) -> Outcome {
+    match progress(matcher, rule, a, reach).1 {
+        None => Outcome::Matched,
+        Some(field) => Outcome::Missed {
+            field: field.name.to_string(),
+            wanted: field.test.values(),
+            presented: presented(&field.test, a),
+        },
+    }
+}
+
+/// How many fields match in the best groups, and the first that does not.
+fn progress<'r>(
+    matcher: &Matcher,
+    rule: &'r Rule,
+    a: &Attributes<'_>,
+    reach: Reach,
+) -> (usize, Option<&'r Field>) {
+    let count = |group: &'r Group| {
+        let good = group.iter().take_while(|f| matcher.field(f, a, reach)).count();
+        (good, group.get(good))
+    };
+    let mut total = 0;
+    let mut failing = None;
+    for groups in [&rule.from, &rule.to] {
+        if let Some((n, miss)) =
+            groups.iter().map(count).max_by_key(|(n, miss)| (miss.is_none(), *n))
+        {
+            total += n;
+            failing = failing.or(miss);
+        }
+    }
+    let (n, miss) = count(&rule.when);
+    (total + n, failing.or(miss))
+}
+
+/// What the request has where a field looks.
+fn presented(test: &Test, a: &Attributes<'_>) -> Option<String> {
+    let caller = |part: &dyn Fn(&countersign_identity::SpiffeId) -> Option<String>| match a.caller {
+        Caller::Identity(id) => part(id),
+        Caller::Names(names) => (!names.is_empty()).then(|| names.join(", ")),
+        Caller::Nobody => None,
+    };
+    match test {
+        Test::Principals(_) => caller(&|id| Some(id.principal().to_owned())),
+        Test::Namespaces { .. } => caller(&|id| {
+            let ns = id.namespace()?;
+            Some(format!("{ns} of {}", id.trust_domain()))
+        }),
+        Test::ServiceAccounts { .. } => caller(&|id| {
+            let (ns, sa) = id.namespace_and_service_account()?;
+            Some(format!("{ns}/{sa} of {}", id.trust_domain()))
+        }),
+        Test::TrustDomains(_) => caller(&|id| Some(id.trust_domain().to_string())),
+        Test::SourceIps(_) => a.source_ip.map(|ip| ip.to_string()),
+        Test::RemoteIps(_) => a.remote_ip.map(|ip| ip.to_string()),
+        Test::DestinationIps(_) => a.destination_ip.map(|ip| ip.to_string()),
+        Test::Ports(_) => a.destination_port.map(|p| p.to_string()),
+        Test::Sni(_) => a.sni.map(str::to_owned),
+        Test::Hosts(_) => a.http.map(|h| h.host.to_owned()),
+        Test::Methods(_) => a.http.map(|h| h.method.to_owned()),
+        Test::Paths(_) => a.http.map(|h| h.path.to_owned()),
+        // Values of header fields and claims may be secrets: only whether they are there is told.
+        Test::Header(name, _) => a
+            .http
+            .is_some_and(|h| h.headers.iter().any(|(n, _)| n.eq_ignore_ascii_case(name)))
+            .then(|| "another value".to_owned()),
+        Test::Claim(path, _) => {
+            a.token.is_some_and(|t| t.any(&path.0, |_| true)).then(|| "another value".to_owned())
+        }
+        Test::RequestPrincipals(_) => a.token.map(|t| format!("{}/{}", t.issuer(), t.subject())),
+        Test::Audiences(_) => a.token.map(|_| "another audience".to_owned()),
+        Test::Presenter(_) => a.token.map(|t| t.presenter().to_owned()),
+    }
+}
+
+/// The refusal when nothing allows: names the rule that came closest and its first failing field.
+pub(crate) fn closest(set: &PolicySet, allow: &Index, a: &Attributes<'_>) -> Denial {
+    let mut best: Option<(usize, crate::RuleName, &Field)> = None;
+    for placed in allow.near(a, NEAR) {
+        let (score, failing) = progress(&set.matcher, &placed.rule, a, Reach::Narrow);
+        if let Some(field) = failing
+            && best.as_ref().is_none_or(|(s, ..)| score > *s)
+        {
+            best = Some((score, set.name_of(placed), field));
+        }
+    }
+    let enforced = || set.policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run);
+    let mut names = String::new();
+    for policy in enforced().take(5) {
+        let comma = if names.is_empty() { "" } else { ", " };
+        let _ = write!(names, "{comma}{}", policy.name);
+    }
+    let more = enforced().skip(5).count();
+    if more > 0 {
+        let _ = write!(names, " and {more} more");
+    }
+    match best {
+        Some((_, name, field)) => Denial {
+            code: Code::NotAllowedByPolicy,
+            message: format!(
+                "{} is allowed by none of the policies {names}; closest is {}, rule {}: `{}` does not match",
+                who(a),
+                name.policy,
+                name.rule,
+                field.name
+            ),
+            policy: Some(name.policy),
+            rule: Some(name.rule),
+            field: Some(field.name.to_string()),
+        },
+        None => Denial {
+            code: Code::NotAllowedByPolicy,
+            message: format!("{} is allowed by none of the policies {names}", who(a)),
+            policy: enforced().next().map(|p| Arc::clone(&p.name)),
+            rule: None,
+            field: None,
+        },
+    }
+}

@@ -1,0 +1,135 @@
+//! Whether one rule matches: the naive evaluator, which the index only spares work.
+
+use countersign_identity::{SpiffeId, TrustDomain};
+
+use crate::decision::{Attributes, Caller};
+use crate::identity::{namespace_matches_name, trust_domain_matches_name};
+use crate::pattern::{Cidr, Pattern, Reach};
+use crate::rule::{Field, Group, Rule, Test};
+
+/// Whose semantics count where the two differ; ARCHITECTURE.md lists the differences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Semantics {
+    /// Ours: identities are compared by parsed segments within the local trust domain, and doubt refuses.
+    #[default]
+    Strict,
+    /// Istio's sidecar's, as Envoy evaluates it.
+    Istio,
+}
+
+/// What matching depends on besides rule and request.
+#[derive(Clone, Debug)]
+pub(crate) struct Matcher {
+    pub(crate) semantics: Semantics,
+    /// The local trust domain and its aliases.
+    pub(crate) domains: Vec<TrustDomain>,
+}
+
+impl Matcher {
+    /// `reach` is that of the action. HTTP-only fields must have been dealt with before on TCP.
+    pub(crate) fn rule(&self, rule: &Rule, a: &Attributes<'_>, reach: Reach) -> bool {
+        (rule.from.is_empty() || rule.from.iter().any(|g| self.group(g, a, reach)))
+            && (rule.to.is_empty() || rule.to.iter().any(|g| self.group(g, a, reach)))
+            && self.group(&rule.when, a, reach)
+    }
+
+    fn group(&self, group: &Group, a: &Attributes<'_>, reach: Reach) -> bool {
+        group.iter().all(|f| self.field(f, a, reach))
+    }
+
+    /// A `not…` field is the opposite of its values, also where the attribute is absent (AP-6).
+    pub(crate) fn field(&self, field: &Field, a: &Attributes<'_>, reach: Reach) -> bool {
+        self.test(&field.test, a, reach.of_values(field.negated)) != field.negated
+    }
+
+    fn test(&self, test: &Test, a: &Attributes<'_>, reach: Reach) -> bool {
+        match test {
+            Test::Principals(_)
+            | Test::Namespaces { .. }
+            | Test::ServiceAccounts { .. }
+            | Test::TrustDomains(_) => match (self.semantics, a.caller) {
+                (_, Caller::Nobody) => false,
+                (Semantics::Strict, Caller::Identity(id)) => {
+                    // What Istio would refuse is refused here too, however it gets there.
+                    self.identity(test, id, reach)
+                        || reach == Reach::Wide && name(test, id.as_str())
+                }
+                // A certificate without a SPIFFE ID is nobody.
+                (Semantics::Strict, Caller::Names(_)) => false,
+                (Semantics::Istio, Caller::Identity(id)) => name(test, id.as_str()),
+                (Semantics::Istio, Caller::Names(names)) => names.iter().any(|n| name(test, n)),
+            },
+            Test::SourceIps(list) => within(list, a.source_ip),
+            Test::RemoteIps(list) => within(list, a.remote_ip),
+            Test::DestinationIps(list) => within(list, a.destination_ip),
+            Test::Ports(list) => a.destination_port.is_some_and(|p| list.contains(&p)),
+            Test::Sni(list) => a.sni.is_some_and(|sni| any(list, sni)),
+            Test::Hosts(list) => a.http.is_some_and(|h| {
+                let reach = match self.semantics {
+                    Semantics::Strict => reach,
+                    Semantics::Istio => Reach::Narrow,
+                };
+                list.iter().any(|p| p.matches(h.host, reach))
+            }),
+            Test::Methods(list) => {
+                a.http.is_some_and(|h| list.iter().any(|p| p.matches_present(h.method)))
+            }
+            Test::Paths(list) => a.http.is_some_and(|h| list.iter().any(|p| p.matches(h.path))),
+            // A repeated field: each value by itself.
+            Test::Header(name, list) => a.http.is_some_and(|h| {
+                h.headers
+                    .iter()
+                    .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+                    .any(|(_, v)| list.iter().any(|p| p.matches_present(v)))
+            }),
+            Test::RequestPrincipals(list) => {
+                a.token.is_some_and(|t| list.iter().any(|p| p.matches(t)))
+            }
+            Test::Audiences(list) => {
+                a.token.is_some_and(|t| t.any(&["aud".to_owned()], |v| any(list, v)))
+            }
+            Test::Presenter(list) => a.token.is_some_and(|t| any(list, t.presenter())),
+            Test::Claim(path, list) => a.token.is_some_and(|t| t.any(&path.0, |v| any(list, v))),
+        }
+    }
+
+    fn identity(&self, test: &Test, id: &SpiffeId, reach: Reach) -> bool {
+        // Namespaces and accounts mean the local trust domain's, unless refusing.
+        let counts = |any_domain: bool| {
+            any_domain || reach == Reach::Wide || self.domains.iter().any(|d| id.is_member_of(d))
+        };
+        match test {
+            Test::Principals(list) => list.iter().any(|p| p.matches(id, reach)),
+            Test::Namespaces { list, any_domain } => {
+                counts(*any_domain) && id.namespace().is_some_and(|ns| any(list, ns))
+            }
+            Test::ServiceAccounts { list, any_domain } => {
+                counts(*any_domain)
+                    && id
+                        .namespace_and_service_account()
+                        .is_some_and(|(ns, sa)| list.iter().any(|a| a.matches(ns, sa)))
+            }
+            Test::TrustDomains(list) => any(list, id.trust_domain().as_str()),
+            _ => false,
+        }
+    }
+}
+
+/// A test of the caller in Istio's semantics, on one of Envoy's principal names.
+fn name(test: &Test, name: &str) -> bool {
+    match test {
+        Test::Principals(list) => list.iter().any(|p| p.matches_name(name)),
+        Test::Namespaces { list, .. } => list.iter().any(|p| namespace_matches_name(p, name)),
+        Test::ServiceAccounts { list, .. } => list.iter().any(|a| a.matches_name(name)),
+        Test::TrustDomains(list) => list.iter().any(|p| trust_domain_matches_name(p, name)),
+        _ => false,
+    }
+}
+
+fn any(list: &[Pattern], value: &str) -> bool {
+    list.iter().any(|p| p.matches(value))
+}
+
+fn within(list: &[Cidr], ip: Option<std::net::IpAddr>) -> bool {
+    ip.is_some_and(|ip| list.iter().any(|c| c.contains(ip)))
+}

@@ -1,0 +1,420 @@
+//! Policies compiled for one workload, and deciding with them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use countersign_findings::Code;
+use countersign_identity::{SpiffeId, TrustDomain};
+
+use crate::decision::{Attributes, Caller, Decision, Denial, Request, RuleName, Source, Verdict};
+use crate::explain::closest;
+use crate::identity::trust_domains_with_aliases;
+use crate::index::{Index, Placed};
+use crate::matcher::{Matcher, Semantics};
+use crate::modes::{Mode, resolve};
+use crate::pattern::Reach;
+use crate::rule::{Action, AuthorizationPolicy, Group, Rule, Test};
+use crate::{Document, Labels, PeerAuthentication};
+
+/// Whose proxy decides, and in which mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Its trust domain: what `namespaces` and `serviceAccounts` refer to.
+    pub trust_domain: TrustDomain,
+    /// Other names of the trust domain (AP-17).
+    pub aliases: Vec<TrustDomain>,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its labels; `None` if they are not known. Then a selector is taken to match where that refuses
+    /// more, and not to match where it would allow more.
+    pub labels: Option<Labels>,
+    /// Policies of this namespace apply to every namespace.
+    pub root_namespace: String,
+    /// Whose semantics count.
+    pub semantics: Semantics,
+}
+
+impl Workload {
+    /// The workload behind `id`: the namespace is the ID's, or `default`; labels unknown.
+    pub fn of(id: &SpiffeId) -> Self {
+        Self {
+            trust_domain: id.trust_domain().clone(),
+            aliases: Vec::new(),
+            namespace: id.namespace().unwrap_or("default").to_owned(),
+            labels: None,
+            root_namespace: "istio-system".into(),
+            semantics: Semantics::Strict,
+        }
+    }
+
+    /// Whether the workload has these labels; `None` if that is not known.
+    pub(crate) fn has_labels(&self, wanted: &Labels) -> Option<bool> {
+        if wanted.is_empty() {
+            return Some(true);
+        }
+        let labels = self.labels.as_ref()?;
+        Some(wanted.iter().all(|(k, v)| labels.get(k) == Some(v)))
+    }
+}
+
+/// A policy that concerns the workload.
+#[derive(Debug)]
+pub(crate) struct Selected {
+    pub(crate) name: Arc<str>,
+    pub(crate) action: Action,
+    pub(crate) dry_run: bool,
+    pub(crate) rules: Vec<Arc<Rule>>,
+}
+
+/// The rules as they count on one kind of connection.
+#[derive(Debug)]
+struct Side {
+    deny: Index,
+    allow: Index,
+    audit: Index,
+}
+
+/// The policies that concern one workload. Immutable; a change makes a new one.
+#[derive(Debug)]
+pub struct PolicySet {
+    generation: u64,
+    pub(crate) matcher: Matcher,
+    workload: Workload,
+    pub(crate) policies: Vec<Selected>,
+    http: Side,
+    /// Without the fields that only HTTP has.
+    tcp: Side,
+    /// Whether nothing is granted but what some ALLOW grants.
+    enforces_allow: bool,
+    modes: Vec<PeerAuthentication>,
+    needs_http: bool,
+}
+
+impl PolicySet {
+    /// Selects and compiles what concerns `workload` (AP-1). The order of `documents` does not matter.
+    pub fn compile(documents: &[Document], workload: &Workload, generation: u64) -> Self {
+        let mut domains = vec![workload.trust_domain.clone()];
+        domains.extend(workload.aliases.iter().cloned());
+        let matcher = Matcher { semantics: workload.semantics, domains };
+        let mut policies: Vec<Selected> = Vec::new();
+        let mut modes = Vec::new();
+        for document in documents {
+            match document {
+                Document::AuthorizationPolicy(p) => {
+                    policies.extend(select(p, workload, &matcher));
+                }
+                Document::PeerAuthentication(p) => modes.push(p.clone()),
+                _ => {}
+            }
+        }
+        policies.sort_by(|a, b| a.name.cmp(&b.name));
+        let needs_http =
+            policies.iter().filter(|p| !p.dry_run).any(|p| p.rules.iter().any(|r| r.names_http()));
+        Self {
+            generation,
+            http: Side::new(&policies, &matcher, |_, rule| Some(Arc::clone(rule))),
+            tcp: Side::new(&policies, &matcher, on_tcp),
+            enforces_allow: policies.iter().any(|p| p.action == Action::Allow && !p.dry_run),
+            matcher,
+            workload: workload.clone(),
+            policies,
+            modes,
+            needs_http,
+        }
+    }
+
+    /// Which state of the documents this is.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// For whom it was compiled.
+    pub fn workload(&self) -> &Workload {
+        &self.workload
+    }
+
+    /// Whether some rule names a method, path, host or header, so that HTTP must be parsed.
+    pub fn needs_http(&self) -> bool {
+        self.needs_http
+    }
+
+    /// How many policies concern the workload.
+    pub fn len(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// Whether none does.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+    }
+
+    /// The mode that PeerAuthentication gives `port`, if it does.
+    pub fn mode(&self, port: u16) -> Option<Mode> {
+        resolve(&self.modes, &self.workload, port)
+    }
+
+    fn side(&self, a: &Attributes<'_>) -> &Side {
+        if a.http.is_some() { &self.http } else { &self.tcp }
+    }
+
+    /// Names of AUDIT and dry-run policies that match; they never change the decision.
+    pub fn audited(&self, request: &Request<'_>) -> BTreeSet<&str> {
+        let a = Attributes::from(request);
+        // Each of them is reported, not only the first.
+        let audit = &self.side(&a).audit;
+        audit
+            .rules()
+            .iter()
+            .filter(|p| self.matcher.rule(&p.rule, &a, Reach::Wide))
+            .map(|p| &*self.policies[p.policy as usize].name)
+            .collect()
+    }
+
+    /// Decides about a proven caller: the only way to a permit.
+    pub fn decide(&self, request: &Request<'_>) -> Decision {
+        match self.judge(&Attributes::from(request)) {
+            Verdict::Allow(by) => {
+                Decision::allow(&request.source, by.map(|r| r.policy), self.generation)
+            }
+            Verdict::Deny(denial) => Decision::deny(denial),
+        }
+    }
+
+    /// What the policies say (AP-3): a matching DENY refuses; without any ALLOW everything else is
+    /// granted; with some, one must match.
+    pub fn judge(&self, a: &Attributes<'_>) -> Verdict {
+        if let Some(refused) = self.without_identity(a) {
+            return refused;
+        }
+        let side = self.side(a);
+        self.verdict(a, side.deny.find(&self.matcher, a), || side.allow.find(&self.matcher, a))
+    }
+
+    /// As [`PolicySet::judge`], looking at every rule in turn: what the index is checked and measured
+    /// against.
+    pub fn judge_linearly(&self, a: &Attributes<'_>) -> Verdict {
+        if let Some(refused) = self.without_identity(a) {
+            return refused;
+        }
+        let side = self.side(a);
+        self.verdict(a, side.deny.find_linearly(&self.matcher, a), || {
+            side.allow.find_linearly(&self.matcher, a)
+        })
+    }
+
+    /// A certificate that proves no SPIFFE ID is refused at the handshake, before any policy counts.
+    fn without_identity(&self, a: &Attributes<'_>) -> Option<Verdict> {
+        let Caller::Names(names) = a.caller else { return None };
+        if self.matcher.semantics == Semantics::Istio {
+            return None;
+        }
+        let several = names.iter().filter(|n| n.starts_with("spiffe://")).count() > 1;
+        Some(Verdict::Deny(Denial {
+            code: if several { Code::SeveralUriSans } else { Code::NoSpiffeId },
+            policy: None,
+            rule: None,
+            field: None,
+            message: format!("{} proves no single SPIFFE ID: refused at the handshake", who(a)),
+        }))
+    }
+
+    fn verdict<'s>(
+        &'s self,
+        a: &Attributes<'_>,
+        deny: Option<&Placed>,
+        allow: impl FnOnce() -> Option<&'s Placed>,
+    ) -> Verdict {
+        if let Some(placed) = deny {
+            let name = self.name_of(placed);
+            return Verdict::Deny(Denial {
+                code: Code::DeniedByPolicy,
+                message: format!(
+                    "{} is denied by policy {}, rule {}",
+                    who(a),
+                    name.policy,
+                    name.rule
+                ),
+                policy: Some(name.policy),
+                rule: Some(name.rule),
+                field: None,
+            });
+        }
+        if !self.enforces_allow {
+            return Verdict::Allow(None);
+        }
+        match allow() {
+            Some(placed) => Verdict::Allow(Some(self.name_of(placed))),
+            None => Verdict::Deny(closest(self, &self.side(a).allow, a)),
+        }
+    }
+
+    pub(crate) fn name_of(&self, placed: &Placed) -> RuleName {
+        RuleName {
+            policy: Arc::clone(&self.policies[placed.policy as usize].name),
+            rule: placed.position as usize,
+        }
+    }
+
+    /// Positions of those `contexts` that `other` decides differently.
+    pub fn decided_differently<'a>(
+        &self,
+        other: &PolicySet,
+        contexts: impl IntoIterator<Item = Attributes<'a>>,
+    ) -> Vec<usize> {
+        contexts
+            .into_iter()
+            .enumerate()
+            .filter(|(_, a)| self.judge(a).is_allowed() != other.judge(a).is_allowed())
+            .map(|(i, _)| i)
+            .collect()
+    }
+}
+
+/// A rule as it counts on a TCP connection: an ALLOW that names HTTP fields cannot be met (AP-10); in a
+/// DENY those fields do not count, so that it never narrows.
+fn on_tcp(action: Action, rule: &Arc<Rule>) -> Option<Arc<Rule>> {
+    match action {
+        _ if !rule.names_http() => Some(Arc::clone(rule)),
+        Action::Allow => None,
+        Action::Deny | Action::Audit => Some(Arc::new(rule.without_http())),
+    }
+}
+
+impl Side {
+    fn new(
+        policies: &[Selected],
+        matcher: &Matcher,
+        rule: impl Fn(Action, &Arc<Rule>) -> Option<Arc<Rule>>,
+    ) -> Self {
+        let of = |wanted: &dyn Fn(&Selected) -> bool, reach| {
+            let mut out = Vec::new();
+            for (number, policy) in policies.iter().enumerate().filter(|(_, p)| wanted(p)) {
+                for (position, r) in policy.rules.iter().enumerate() {
+                    if let Some(rule) = rule(policy.action, r) {
+                        out.push(Placed {
+                            policy: u32::try_from(number).unwrap_or(u32::MAX),
+                            position: u32::try_from(position).unwrap_or(u32::MAX),
+                            rule,
+                        });
+                    }
+                }
+            }
+            Index::new(out, matcher, reach)
+        };
+        Self {
+            deny: of(&|p| p.action == Action::Deny && !p.dry_run, Reach::Wide),
+            allow: of(&|p| p.action == Action::Allow && !p.dry_run, Reach::Narrow),
+            audit: of(&|p| p.action == Action::Audit || p.dry_run, Reach::Wide),
+        }
+    }
+}
+
+/// The policy as it concerns the workload, if it does.
+fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Option<Selected> {
+    if p.for_gateways || p.namespace != workload.namespace && p.namespace != workload.root_namespace
+    {
+        return None;
+    }
+    let mut rules = p.rules.as_slice();
+    match workload.has_labels(&p.selector) {
+        Some(false) => return None,
+        Some(true) => {}
+        // It may or may not be meant: a DENY counts, an ALLOW only switches to "nothing but what is
+        // allowed".
+        None if p.action == Action::Allow => rules = &[],
+        None => {}
+    }
+    Some(Selected {
+        name: format!("{}/{}", p.namespace, p.name).into(),
+        action: p.action,
+        dry_run: p.dry_run,
+        rules: rules.iter().map(|r| with_aliases(r, matcher)).collect(),
+    })
+}
+
+/// The rule with everything in it that stands for several trust domains written out (AP-17).
+fn with_aliases(rule: &Arc<Rule>, matcher: &Matcher) -> Arc<Rule> {
+    let domains: Vec<&TrustDomain> = matcher.domains.iter().collect();
+    let expand = |test: &Test| match test {
+        Test::Principals(list) => {
+            let all: Vec<_> = list.iter().flat_map(|p| p.with_aliases(&domains)).collect();
+            (all != *list).then_some(Test::Principals(all))
+        }
+        Test::TrustDomains(list) => {
+            let all = trust_domains_with_aliases(list, &domains);
+            (all != *list).then_some(Test::TrustDomains(all))
+        }
+        _ => None,
+    };
+    if !rule.fields().any(|f| expand(&f.test).is_some()) {
+        return Arc::clone(rule);
+    }
+    let mut rule = Rule::clone(rule);
+    let apply = |group: &mut Group| {
+        for field in group {
+            if let Some(test) = expand(&field.test) {
+                field.test = test;
+            }
+        }
+    };
+    rule.from.iter_mut().for_each(apply);
+    rule.to.iter_mut().for_each(apply);
+    apply(&mut rule.when);
+    Arc::new(rule)
+}
+
+/// The caller in a sentence.
+pub(crate) fn who(a: &Attributes<'_>) -> String {
+    match a.caller {
+        Caller::Identity(id) => format!("`{id}`"),
+        Caller::Names([]) => "a caller without a SPIFFE ID".to_owned(),
+        Caller::Names(names) => format!("`{}`", names.join("`, `")),
+        Caller::Nobody => "an unauthenticated caller".to_owned(),
+    }
+}
+
+/// Identities that may call, given on the command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllowList(pub Vec<SpiffeId>);
+
+/// Everything that decides at one listener: the list first, then the policies.
+#[derive(Debug)]
+pub struct Authorizer {
+    list: Option<Arc<AllowList>>,
+    policies: Arc<PolicySet>,
+}
+
+impl Authorizer {
+    /// With an optional list; the policies always count.
+    pub fn new(list: Option<Arc<AllowList>>, policies: Arc<PolicySet>) -> Self {
+        Self { list, policies }
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> &PolicySet {
+        &self.policies
+    }
+
+    /// Decides.
+    pub fn decide(&self, request: &Request<'_>) -> Decision {
+        if let Some(list) = &self.list {
+            let listed = match request.source {
+                Source::Peer(peer) => list.0.contains(peer.id()),
+                Source::Unauthenticated { .. } => false,
+            };
+            if !listed {
+                return Decision::deny(Denial {
+                    code: Code::IdentityNotAllowed,
+                    policy: None,
+                    rule: None,
+                    field: None,
+                    message: format!(
+                        "{} is not on the list of allowed peers",
+                        who(&Attributes::from(request))
+                    ),
+                });
+            }
+        }
+        self.policies.decide(request)
+    }
+}
