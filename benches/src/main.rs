@@ -8,6 +8,7 @@ mod handshake;
 mod issuance;
 mod kit;
 mod memory;
+mod policy;
 mod relay;
 
 fn main() {
@@ -32,6 +33,9 @@ fn main() {
         }
         if wanted("issuance") {
             issuance::run().await;
+        }
+        if wanted("policy") {
+            policy::run();
         }
         if wanted("memory") {
             memory::run().await;

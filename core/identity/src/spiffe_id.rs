@@ -129,11 +129,11 @@ impl SpiffeId {
 
     /// `(namespace, service account)` if the path is exactly `/ns/<namespace>/sa/<service account>`.
     pub fn namespace_and_service_account(&self) -> Option<(&str, &str)> {
-        let mut parts = self.path().split('/').skip(1);
-        match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("ns"), Some(ns), Some("sa"), Some(sa), None) => Some((ns, sa)),
-            _ => None,
-        }
+        // On the path of every decision: byte positions instead of iterators.
+        let rest = self.path().strip_prefix("/ns/")?;
+        let (ns, rest) = rest.split_at(rest.bytes().position(|b| b == b'/')?);
+        let sa = rest.strip_prefix("/sa/")?;
+        (!sa.bytes().any(|b| b == b'/')).then_some((ns, sa))
     }
 
     /// The namespace, if the path is `/ns/<namespace>/sa/<service account>`.

@@ -1,20 +1,19 @@
 //! Why: the rule that came closest, and the whole trace.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use countersign_findings::Code;
 
 use crate::decision::{Attributes, Caller, Denial, Verdict};
 use crate::index::Index;
-use crate::matcher::Matcher;
+use crate::matcher::{Facts, Matcher};
 use crate::pattern::Reach;
 use crate::rule::{Action, Field, Group, Rule, Test};
 use crate::set::{PolicySet, who};
 
 /// Rules looked at for the closest one: enough for a useful sentence, bounded because refusing must stay
 /// cheap however many policies there are.
-const NEAR: usize = 32;
+const NEAR: usize = 12;
 
 /// How one rule, or a policy without any, fared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +66,7 @@ pub struct Explanation {
 impl PolicySet {
     /// Goes through every rule and says how it fared.
     pub fn explain(&self, a: &Attributes<'_>) -> Explanation {
+        let facts = self.matcher.facts(a);
         let mut steps = Vec::new();
         let order = |p: &crate::set::Selected| match (p.dry_run, p.action) {
             (false, Action::Deny) => 0,
@@ -87,33 +87,33 @@ impl PolicySet {
                 steps.push(step(None, Outcome::NoRules));
             }
             for (i, rule) in policy.rules.iter().enumerate() {
-                steps.push(step(Some(i), self.outcome(policy.action, rule, a)));
+                steps.push(step(Some(i), self.outcome(policy.action, rule, &facts)));
             }
         }
         Explanation { steps, verdict: self.judge(a) }
     }
 
-    fn outcome(&self, action: Action, rule: &Rule, a: &Attributes<'_>) -> Outcome {
+    fn outcome(&self, action: Action, rule: &Rule, f: &Facts<'_>) -> Outcome {
         let reach = if action == Action::Allow { Reach::Narrow } else { Reach::Wide };
-        if a.http.is_none() && rule.names_http() {
+        if f.a.http.is_none() && rule.names_http() {
             if action == Action::Allow {
                 let field = rule.fields().find(|f| f.test.is_http_only());
                 let field = field.map(|f| f.name.to_string()).unwrap_or_default();
                 return Outcome::HttpOnly { field };
             }
-            return miss(&self.matcher, &rule.without_http(), a, reach);
+            return miss(&self.matcher, &rule.without_http(), f, reach);
         }
-        miss(&self.matcher, rule, a, reach)
+        miss(&self.matcher, rule, f, reach)
     }
 }
 
-fn miss(matcher: &Matcher, rule: &Rule, a: &Attributes<'_>, reach: Reach) -> Outcome {
-    match progress(matcher, rule, a, reach).1 {
+fn miss(matcher: &Matcher, rule: &Rule, f: &Facts<'_>, reach: Reach) -> Outcome {
+    match progress(matcher, rule, f, reach).1 {
         None => Outcome::Matched,
         Some(field) => Outcome::Missed {
             field: field.name.to_string(),
             wanted: field.test.values(),
-            presented: presented(&field.test, a),
+            presented: presented(&field.test, f.a),
         },
     }
 }
@@ -122,11 +122,11 @@ fn miss(matcher: &Matcher, rule: &Rule, a: &Attributes<'_>, reach: Reach) -> Out
 fn progress<'r>(
     matcher: &Matcher,
     rule: &'r Rule,
-    a: &Attributes<'_>,
+    f: &Facts<'_>,
     reach: Reach,
 ) -> (usize, Option<&'r Field>) {
     let count = |group: &'r Group| {
-        let good = group.iter().take_while(|f| matcher.field(f, a, reach)).count();
+        let good = group.iter().take_while(|field| matcher.field(field, f, reach)).count();
         (good, group.get(good))
     };
     let mut total = 0;
@@ -184,26 +184,18 @@ fn presented(test: &Test, a: &Attributes<'_>) -> Option<String> {
 }
 
 /// The refusal when nothing allows: names the rule that came closest and its first failing field.
-pub(crate) fn closest(set: &PolicySet, allow: &Index, a: &Attributes<'_>) -> Denial {
+pub(crate) fn closest(set: &PolicySet, allow: &Index, f: &Facts<'_>) -> Denial {
+    let a = f.a;
     let mut best: Option<(usize, crate::RuleName, &Field)> = None;
-    for placed in allow.near(a, NEAR) {
-        let (score, failing) = progress(&set.matcher, &placed.rule, a, Reach::Narrow);
+    for placed in allow.near(f, NEAR) {
+        let (score, failing) = progress(&set.matcher, &placed.rule, f, Reach::Narrow);
         if let Some(field) = failing
             && best.as_ref().is_none_or(|(s, ..)| score > *s)
         {
             best = Some((score, set.name_of(placed), field));
         }
     }
-    let enforced = || set.policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run);
-    let mut names = String::new();
-    for policy in enforced().take(5) {
-        let comma = if names.is_empty() { "" } else { ", " };
-        let _ = write!(names, "{comma}{}", policy.name);
-    }
-    let more = enforced().skip(5).count();
-    if more > 0 {
-        let _ = write!(names, " and {more} more");
-    }
+    let names = &set.allows.names;
     match best {
         Some((_, name, field)) => Denial {
             code: Code::NotAllowedByPolicy,
@@ -221,7 +213,7 @@ pub(crate) fn closest(set: &PolicySet, allow: &Index, a: &Attributes<'_>) -> Den
         None => Denial {
             code: Code::NotAllowedByPolicy,
             message: format!("{} is allowed by none of the policies {names}", who(a)),
-            policy: enforced().next().map(|p| Arc::clone(&p.name)),
+            policy: set.allows.first.clone(),
             rule: None,
             field: None,
         },

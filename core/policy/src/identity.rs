@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_identity::TrustDomain;
 
 use crate::pattern::{Pattern, Reach};
 
@@ -34,9 +34,9 @@ impl fmt::Display for Principal {
 }
 
 impl Principal {
-    /// Against a proven identity.
-    pub(crate) fn matches(&self, id: &SpiffeId, reach: Reach) -> bool {
-        self.0.matches_segments(id.principal(), reach)
+    /// Against a proven identity, its scheme left out.
+    pub(crate) fn matches(&self, principal: &str, reach: Reach) -> bool {
+        self.0.matches_segments(principal, reach)
     }
 
     /// Against one of Envoy's principal names.
@@ -57,6 +57,11 @@ impl Principal {
     /// This principal, and what it stands for where a trust domain has aliases (AP-17). Only principals
     /// of five parts (`td/ns/N/sa/S`) whose trust domain is `cluster.local` or one of `domains`.
     pub(crate) fn with_aliases(&self, domains: &[&TrustDomain]) -> Vec<Principal> {
+        if let (Pattern::Exact(t), [only]) = (&self.0, domains)
+            && t.strip_prefix(only.as_str()).is_some_and(|r| r.starts_with('/'))
+        {
+            return vec![self.clone()];
+        }
         let text = self.0.to_string();
         let (domain, rest) = text.split_once('/').unwrap_or((&text, ""));
         let known =

@@ -5,16 +5,20 @@
 //! So a request visits the few rules that share its values, however many there are. The index only narrows:
 //! every rule that it yields is still evaluated whole.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::decision::{Attributes, Caller};
-use crate::matcher::{Matcher, Semantics};
+use hashbrown::HashMap;
+
+use crate::decision::Caller;
+use crate::matcher::{Facts, Matcher, Semantics};
 use crate::pattern::{PathPattern, Pattern, Reach};
 use crate::rule::{Group, Rule, Test};
 
 /// So few rules are faster looked at than looked up.
 const FEW: usize = 6;
+/// Rules looked at to choose a split.
+const SAMPLE: usize = 1024;
 /// A rule with more values than this is not spread over as many branches.
 const MOST_KEYS: usize = 32;
 
@@ -46,9 +50,9 @@ const ATTRIBUTES: [Attribute; 5] = [
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Key {
-    Exact(Box<str>),
-    Prefix(Box<str>),
+enum Key<'r> {
+    Exact(Cow<'r, str>),
+    Prefix(Cow<'r, str>),
     Port(u16),
 }
 
@@ -116,7 +120,22 @@ pub(crate) struct Index {
 }
 
 /// An attribute, the rules of each of its values, and the rules that take any.
-type Branches = (Attribute, HashMap<Key, Vec<u32>>, Vec<u32>);
+struct Branches<'r> {
+    attribute: Attribute,
+    by_key: HashMap<Key<'r>, Vec<u32>>,
+    any: Vec<u32>,
+}
+
+impl Branches<'_> {
+    /// How many rules and comparisons the worst request meets, if these are of every `step`th rule.
+    fn cost(&self, step: usize) -> usize {
+        let worst = self.by_key.values().map(Vec::len).max().unwrap_or(0);
+        // Finding prefixes takes as many comparisons as their number has bits.
+        let prefixes = self.by_key.keys().filter(|k| matches!(k, Key::Prefix(_))).count() * step;
+        let bits = (usize::BITS - prefixes.leading_zeros()) as usize;
+        self.any.len() * step + worst.saturating_sub(1) * step + worst.min(1) + bits
+    }
+}
 
 struct Builder<'r> {
     rules: &'r [Placed],
@@ -139,19 +158,19 @@ impl Index {
     }
 
     /// The first rule found to match.
-    pub(crate) fn find(&self, matcher: &Matcher, a: &Attributes<'_>) -> Option<&Placed> {
-        self.visit(self.root, a, &mut |placed| matcher.rule(&placed.rule, a, self.reach))
+    pub(crate) fn find(&self, matcher: &Matcher, f: &Facts<'_>) -> Option<&Placed> {
+        self.visit(self.root, f, &mut |placed| matcher.rule(&placed.rule, f, self.reach))
     }
 
     /// As [`Index::find`], looking at every rule in turn.
-    pub(crate) fn find_linearly(&self, matcher: &Matcher, a: &Attributes<'_>) -> Option<&Placed> {
-        self.rules.iter().find(|placed| matcher.rule(&placed.rule, a, self.reach))
+    pub(crate) fn find_linearly(&self, matcher: &Matcher, f: &Facts<'_>) -> Option<&Placed> {
+        self.rules.iter().find(|placed| matcher.rule(&placed.rule, f, self.reach))
     }
 
     /// Up to `most` rules that share something with the request, then others.
-    pub(crate) fn near(&self, a: &Attributes<'_>, most: usize) -> Vec<&Placed> {
+    pub(crate) fn near(&self, f: &Facts<'_>, most: usize) -> Vec<&Placed> {
         let mut out: Vec<&Placed> = Vec::new();
-        self.visit(self.root, a, &mut |placed| {
+        self.visit(self.root, f, &mut |placed| {
             out.push(placed);
             out.len() >= most
         });
@@ -166,7 +185,7 @@ impl Index {
     fn visit<'s>(
         &'s self,
         node: u32,
-        a: &Attributes<'_>,
+        f: &Facts<'_>,
         found: &mut impl FnMut(&'s Placed) -> bool,
     ) -> Option<&'s Placed> {
         let split = match &self.nodes[node as usize] {
@@ -177,43 +196,43 @@ impl Index {
         };
         let mut value = |text: &str| {
             if let Some(child) = split.exact.get(text)
-                && let Some(hit) = self.visit(*child, a, found)
+                && let Some(hit) = self.visit(*child, f, found)
             {
                 return Some(hit);
             }
-            split.prefixes.of(text).find_map(|child| self.visit(child, a, found))
+            split.prefixes.of(text).find_map(|child| self.visit(child, f, found))
         };
         let hit = match split.attribute {
-            Attribute::Principal => match a.caller {
-                Caller::Identity(id) => value(id.principal()),
-                Caller::Names(names) => {
+            Attribute::Principal => match (&f.identity, f.a.caller) {
+                (Some(id), _) => value(id.principal),
+                (None, Caller::Names(names)) => {
                     names.iter().filter_map(|n| n.strip_prefix("spiffe://")).find_map(&mut value)
                 }
-                Caller::Nobody => None,
+                (None, _) => None,
             },
-            Attribute::Namespace => match a.caller {
-                Caller::Identity(id) => id.namespace().and_then(value),
-                _ => None,
-            },
-            Attribute::Path => a.http.and_then(|h| value(h.path)),
-            Attribute::Method => a.http.and_then(|h| value(h.method)),
-            Attribute::Port => a
-                .destination_port
-                .and_then(|p| split.ports.get(&p))
-                .and_then(|child| self.visit(*child, a, found)),
+            Attribute::Namespace => {
+                f.identity.as_ref().and_then(|id| id.namespace()).and_then(value)
+            }
+            Attribute::Path => f.a.http.and_then(|h| value(h.path)),
+            Attribute::Method => f.a.http.and_then(|h| value(h.method)),
+            Attribute::Port => {
+                f.a.destination_port
+                    .and_then(|p| split.ports.get(&p))
+                    .and_then(|child| self.visit(*child, f, found))
+            }
         };
-        hit.or_else(|| split.any.and_then(|child| self.visit(child, a, found)))
+        hit.or_else(|| split.any.and_then(|child| self.visit(child, f, found)))
     }
 }
 
-impl Builder<'_> {
+impl<'r> Builder<'r> {
     fn add(&mut self, node: Node) -> u32 {
         self.nodes.push(node);
         u32::try_from(self.nodes.len() - 1).unwrap_or(u32::MAX)
     }
 
     fn build(&mut self, set: Vec<u32>, attributes: &[Attribute]) -> u32 {
-        let Some((attribute, branches, any)) = self.best(&set, attributes) else {
+        let Some(Branches { attribute, by_key, any }) = self.best(&set, attributes) else {
             return self.add(Node::Leaf(set.into()));
         };
         let rest: Vec<Attribute> = attributes.iter().copied().filter(|a| *a != attribute).collect();
@@ -225,13 +244,13 @@ impl Builder<'_> {
             any: None,
         };
         let mut prefixes = Vec::new();
-        for (key, rules) in branches {
+        for (key, rules) in by_key {
             let child = self.build(rules, &rest);
             match key {
                 Key::Exact(text) => {
-                    split.exact.insert(text, child);
+                    split.exact.insert(text.into(), child);
                 }
-                Key::Prefix(text) => prefixes.push((text, child)),
+                Key::Prefix(text) => prefixes.push((text.into(), child)),
                 Key::Port(port) => {
                     split.ports.insert(port, child);
                 }
@@ -245,38 +264,48 @@ impl Builder<'_> {
     }
 
     /// The attribute whose worst branch is smallest, if splitting is worth it.
-    fn best(&self, set: &[u32], attributes: &[Attribute]) -> Option<Branches> {
+    fn best(&self, set: &[u32], attributes: &[Attribute]) -> Option<Branches<'r>> {
         if set.len() <= FEW {
             return None;
         }
-        let mut best: Option<(usize, Attribute, HashMap<Key, Vec<u32>>, Vec<u32>)> = None;
+        // Of a large set a sample says which attribute splits it well.
+        let step = (set.len() / SAMPLE).max(1);
+        let sample: Vec<u32> = set.iter().copied().step_by(step).collect();
+        let mut best: Option<(usize, Branches<'r>)> = None;
         for attribute in attributes {
-            let mut branches: HashMap<Key, Vec<u32>> = HashMap::new();
-            let mut any = Vec::new();
-            for i in set {
-                match self.keys(&self.rules[*i as usize].rule, *attribute) {
-                    Some(keys) if keys.len() <= MOST_KEYS => {
-                        for key in keys {
-                            let branch = branches.entry(key).or_default();
-                            if branch.last() != Some(i) {
-                                branch.push(*i);
-                            }
-                        }
-                    }
-                    _ => any.push(*i),
-                }
-            }
-            let worst = any.len() + branches.values().map(Vec::len).max().unwrap_or(0);
-            if best.as_ref().is_none_or(|(w, ..)| worst < *w) {
-                best = Some((worst, *attribute, branches, any));
+            let branches = self.branches(&sample, *attribute);
+            let cost = branches.cost(step);
+            if best.as_ref().is_none_or(|(c, _)| cost < *c) {
+                best = Some((cost, branches));
             }
         }
-        let (worst, attribute, branches, any) = best?;
-        (worst * 4 < set.len() * 3).then_some((attribute, branches, any))
+        let (cost, branches) = best?;
+        if cost * 4 >= set.len() * 3 {
+            return None;
+        }
+        Some(if step == 1 { branches } else { self.branches(set, branches.attribute) })
+    }
+
+    fn branches(&self, set: &[u32], attribute: Attribute) -> Branches<'r> {
+        let mut out = Branches { attribute, by_key: HashMap::new(), any: Vec::new() };
+        for i in set {
+            match self.keys(&self.rules[*i as usize].rule, attribute) {
+                Some(keys) if keys.len() <= MOST_KEYS => {
+                    for key in keys {
+                        let branch = out.by_key.entry(key).or_default();
+                        if branch.last() != Some(i) {
+                            branch.push(*i);
+                        }
+                    }
+                }
+                _ => out.any.push(*i),
+            }
+        }
+        out
     }
 
     /// The values of `attribute` outside which the rule cannot match; `None` if it may match any.
-    fn keys(&self, rule: &Rule, attribute: Attribute) -> Option<Vec<Key>> {
+    fn keys(&self, rule: &'r Rule, attribute: Attribute) -> Option<Vec<Key<'r>>> {
         // By Istio's regular expressions an identity may be of several namespaces.
         let by_name = self.matcher.semantics == Semantics::Istio || self.reach == Reach::Wide;
         if by_name && attribute == Attribute::Namespace {
@@ -299,15 +328,15 @@ impl Builder<'_> {
         Some(out)
     }
 
-    fn keys_of_group(&self, group: &Group, attribute: Attribute) -> Option<Vec<Key>> {
+    fn keys_of_group(&self, group: &'r Group, attribute: Attribute) -> Option<Vec<Key<'r>>> {
         group.iter().filter(|f| !f.negated).find_map(|f| self.keys_of_test(&f.test, attribute))
     }
 
-    fn keys_of_test(&self, test: &Test, attribute: Attribute) -> Option<Vec<Key>> {
-        let exact = |t: &str| Key::Exact(t.into());
-        let of_pattern = |p: &Pattern| match p {
+    fn keys_of_test(&self, test: &'r Test, attribute: Attribute) -> Option<Vec<Key<'r>>> {
+        let exact = |t: &'r str| Key::Exact(Cow::Borrowed(t));
+        let of_pattern = |p: &'r Pattern| match p {
             Pattern::Exact(t) => Some(exact(t)),
-            Pattern::Prefix(t) => Some(Key::Prefix(t.clone())),
+            Pattern::Prefix(t) => Some(Key::Prefix(Cow::Borrowed(t))),
             Pattern::Suffix(_) | Pattern::Present => None,
         };
         match (attribute, test) {
@@ -323,8 +352,23 @@ impl Builder<'_> {
                         .iter()
                         .map(move |d| format!("{d}/ns/{}/sa/{}", a.namespace, a.name))
                 });
-                Some(ids.map(|id| Key::Exact(id.into())).collect())
+                Some(ids.map(|id| Key::Exact(Cow::Owned(id))).collect())
             }
+            // An identity that is spelt out says its namespace too.
+            (Attribute::Namespace, Test::Principals(list)) => list
+                .iter()
+                .map(|p| match &p.0 {
+                    Pattern::Exact(t) => {
+                        let mut parts = t.split('/').skip(1);
+                        let ns = (parts.next(), parts.next(), parts.next(), parts.count());
+                        match ns {
+                            (Some("ns"), Some(ns), Some("sa"), 1) => Some(exact(ns)),
+                            _ => None,
+                        }
+                    }
+                    _ => None,
+                })
+                .collect(),
             (Attribute::Namespace, Test::Namespaces { list, .. }) => {
                 list.iter().map(of_pattern).collect()
             }
@@ -335,7 +379,7 @@ impl Builder<'_> {
                 .iter()
                 .map(|p| match p {
                     PathPattern::Plain(p) => of_pattern(p),
-                    template => Some(Key::Prefix(template.literal_prefix().into())),
+                    template => Some(Key::Prefix(Cow::Owned(template.literal_prefix()))),
                 })
                 .collect(),
             // `*` takes an empty method too, but so does no branch.

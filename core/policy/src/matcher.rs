@@ -17,6 +17,29 @@ pub enum Semantics {
     Istio,
 }
 
+/// The attributes of a request with what is read off them more than once.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    pub(crate) a: &'a Attributes<'a>,
+    pub(crate) identity: Option<Identity<'a>>,
+}
+
+/// A SPIFFE ID taken apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Identity<'a> {
+    pub(crate) id: &'a SpiffeId,
+    pub(crate) principal: &'a str,
+    pub(crate) namespace_and_account: Option<(&'a str, &'a str)>,
+    /// Whether it is of the local trust domain, under any of its names.
+    is_local: bool,
+}
+
+impl Identity<'_> {
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        self.namespace_and_account.map(|(ns, _)| ns)
+    }
+}
+
 /// What matching depends on besides rule and request.
 #[derive(Clone, Debug)]
 pub(crate) struct Matcher {
@@ -26,38 +49,52 @@ pub(crate) struct Matcher {
 }
 
 impl Matcher {
-    /// `reach` is that of the action. HTTP-only fields must have been dealt with before on TCP.
-    pub(crate) fn rule(&self, rule: &Rule, a: &Attributes<'_>, reach: Reach) -> bool {
-        (rule.from.is_empty() || rule.from.iter().any(|g| self.group(g, a, reach)))
-            && (rule.to.is_empty() || rule.to.iter().any(|g| self.group(g, a, reach)))
-            && self.group(&rule.when, a, reach)
+    pub(crate) fn facts<'a>(&self, a: &'a Attributes<'a>) -> Facts<'a> {
+        let identity = match a.caller {
+            Caller::Identity(id) => Some(Identity {
+                id,
+                principal: id.principal(),
+                namespace_and_account: id.namespace_and_service_account(),
+                is_local: self.domains.iter().any(|d| id.is_member_of(d)),
+            }),
+            Caller::Names(_) | Caller::Nobody => None,
+        };
+        Facts { a, identity }
     }
 
-    fn group(&self, group: &Group, a: &Attributes<'_>, reach: Reach) -> bool {
-        group.iter().all(|f| self.field(f, a, reach))
+    /// `reach` is that of the action. HTTP-only fields must have been dealt with before on TCP.
+    pub(crate) fn rule(&self, rule: &Rule, f: &Facts<'_>, reach: Reach) -> bool {
+        (rule.from.is_empty() || rule.from.iter().any(|g| self.group(g, f, reach)))
+            && (rule.to.is_empty() || rule.to.iter().any(|g| self.group(g, f, reach)))
+            && self.group(&rule.when, f, reach)
+    }
+
+    fn group(&self, group: &Group, f: &Facts<'_>, reach: Reach) -> bool {
+        group.iter().all(|field| self.field(field, f, reach))
     }
 
     /// A `not…` field is the opposite of its values, also where the attribute is absent (AP-6).
-    pub(crate) fn field(&self, field: &Field, a: &Attributes<'_>, reach: Reach) -> bool {
-        self.test(&field.test, a, reach.of_values(field.negated)) != field.negated
+    pub(crate) fn field(&self, field: &Field, f: &Facts<'_>, reach: Reach) -> bool {
+        self.test(&field.test, f, reach.of_values(field.negated)) != field.negated
     }
 
-    fn test(&self, test: &Test, a: &Attributes<'_>, reach: Reach) -> bool {
+    fn test(&self, test: &Test, f: &Facts<'_>, reach: Reach) -> bool {
+        let a = f.a;
         match test {
             Test::Principals(_)
             | Test::Namespaces { .. }
             | Test::ServiceAccounts { .. }
-            | Test::TrustDomains(_) => match (self.semantics, a.caller) {
-                (_, Caller::Nobody) => false,
-                (Semantics::Strict, Caller::Identity(id)) => {
+            | Test::TrustDomains(_) => match (self.semantics, &f.identity, a.caller) {
+                (Semantics::Strict, Some(id), _) => {
                     // What Istio would refuse is refused here too, however it gets there.
-                    self.identity(test, id, reach)
-                        || reach == Reach::Wide && name(test, id.as_str())
+                    identity(test, id, reach) || reach == Reach::Wide && name(test, id.id.as_str())
+                }
+                (Semantics::Istio, Some(id), _) => name(test, id.id.as_str()),
+                (Semantics::Istio, None, Caller::Names(names)) => {
+                    names.iter().any(|n| name(test, n))
                 }
                 // A certificate without a SPIFFE ID is nobody.
-                (Semantics::Strict, Caller::Names(_)) => false,
-                (Semantics::Istio, Caller::Identity(id)) => name(test, id.as_str()),
-                (Semantics::Istio, Caller::Names(names)) => names.iter().any(|n| name(test, n)),
+                (_, None, _) => false,
             },
             Test::SourceIps(list) => within(list, a.source_ip),
             Test::RemoteIps(list) => within(list, a.remote_ip),
@@ -92,26 +129,25 @@ impl Matcher {
             Test::Claim(path, list) => a.token.is_some_and(|t| t.any(&path.0, |v| any(list, v))),
         }
     }
+}
 
-    fn identity(&self, test: &Test, id: &SpiffeId, reach: Reach) -> bool {
-        // Namespaces and accounts mean the local trust domain's, unless refusing.
-        let counts = |any_domain: bool| {
-            any_domain || reach == Reach::Wide || self.domains.iter().any(|d| id.is_member_of(d))
-        };
-        match test {
-            Test::Principals(list) => list.iter().any(|p| p.matches(id, reach)),
-            Test::Namespaces { list, any_domain } => {
-                counts(*any_domain) && id.namespace().is_some_and(|ns| any(list, ns))
-            }
-            Test::ServiceAccounts { list, any_domain } => {
-                counts(*any_domain)
-                    && id
-                        .namespace_and_service_account()
-                        .is_some_and(|(ns, sa)| list.iter().any(|a| a.matches(ns, sa)))
-            }
-            Test::TrustDomains(list) => any(list, id.trust_domain().as_str()),
-            _ => false,
+/// A test of the caller in our semantics.
+fn identity(test: &Test, id: &Identity<'_>, reach: Reach) -> bool {
+    // Namespaces and accounts mean the local trust domain's, unless refusing.
+    let counts = |any_domain: bool| any_domain || id.is_local || reach == Reach::Wide;
+    match test {
+        Test::Principals(list) => list.iter().any(|p| p.matches(id.principal, reach)),
+        Test::Namespaces { list, any_domain } => {
+            counts(*any_domain) && id.namespace().is_some_and(|ns| any(list, ns))
         }
+        Test::ServiceAccounts { list, any_domain } => {
+            counts(*any_domain)
+                && id
+                    .namespace_and_account
+                    .is_some_and(|(ns, sa)| list.iter().any(|a| a.matches(ns, sa)))
+        }
+        Test::TrustDomains(list) => any(list, id.id.trust_domain().as_str()),
+        _ => false,
     }
 }
 

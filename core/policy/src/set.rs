@@ -10,10 +10,10 @@ use crate::decision::{Attributes, Caller, Decision, Denial, Request, RuleName, S
 use crate::explain::closest;
 use crate::identity::trust_domains_with_aliases;
 use crate::index::{Index, Placed};
-use crate::matcher::{Matcher, Semantics};
+use crate::matcher::{Facts, Matcher, Semantics};
 use crate::modes::{Mode, resolve};
 use crate::pattern::Reach;
-use crate::rule::{Action, AuthorizationPolicy, Group, Rule, Test};
+use crate::rule::{Action, AuthorizationPolicy, Field, Group, Rule, Test};
 use crate::{Document, Labels, PeerAuthentication};
 
 /// Whose proxy decides, and in which mesh.
@@ -74,6 +74,27 @@ struct Side {
     audit: Index,
 }
 
+/// The enforced ALLOW policies in a sentence.
+#[derive(Debug)]
+pub(crate) struct Allows {
+    /// If there is one, nothing is granted but what some ALLOW grants.
+    pub(crate) first: Option<Arc<str>>,
+    pub(crate) names: String,
+}
+
+impl Allows {
+    fn of(policies: &[Selected]) -> Self {
+        let enforced =
+            || policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run).map(|p| &p.name);
+        let mut names = enforced().take(5).map(|n| &**n).collect::<Vec<&str>>().join(", ");
+        let more = enforced().skip(5).count();
+        if more > 0 {
+            names.push_str(&format!(" and {more} more"));
+        }
+        Self { first: enforced().next().cloned(), names }
+    }
+}
+
 /// The policies that concern one workload. Immutable; a change makes a new one.
 #[derive(Debug)]
 pub struct PolicySet {
@@ -84,8 +105,7 @@ pub struct PolicySet {
     http: Side,
     /// Without the fields that only HTTP has.
     tcp: Side,
-    /// Whether nothing is granted but what some ALLOW grants.
-    enforces_allow: bool,
+    pub(crate) allows: Allows,
     modes: Vec<PeerAuthentication>,
     needs_http: bool,
 }
@@ -114,7 +134,7 @@ impl PolicySet {
             generation,
             http: Side::new(&policies, &matcher, |_, rule| Some(Arc::clone(rule))),
             tcp: Side::new(&policies, &matcher, on_tcp),
-            enforces_allow: policies.iter().any(|p| p.action == Action::Allow && !p.dry_run),
+            allows: Allows::of(&policies),
             matcher,
             workload: workload.clone(),
             policies,
@@ -162,10 +182,11 @@ impl PolicySet {
         let a = Attributes::from(request);
         // Each of them is reported, not only the first.
         let audit = &self.side(&a).audit;
+        let facts = self.matcher.facts(&a);
         audit
             .rules()
             .iter()
-            .filter(|p| self.matcher.rule(&p.rule, &a, Reach::Wide))
+            .filter(|p| self.matcher.rule(&p.rule, &facts, Reach::Wide))
             .map(|p| &*self.policies[p.policy as usize].name)
             .collect()
     }
@@ -187,7 +208,8 @@ impl PolicySet {
             return refused;
         }
         let side = self.side(a);
-        self.verdict(a, side.deny.find(&self.matcher, a), || side.allow.find(&self.matcher, a))
+        let f = &self.matcher.facts(a);
+        self.verdict(f, side.deny.find(&self.matcher, f), || side.allow.find(&self.matcher, f))
     }
 
     /// As [`PolicySet::judge`], looking at every rule in turn: what the index is checked and measured
@@ -197,8 +219,9 @@ impl PolicySet {
             return refused;
         }
         let side = self.side(a);
-        self.verdict(a, side.deny.find_linearly(&self.matcher, a), || {
-            side.allow.find_linearly(&self.matcher, a)
+        let f = &self.matcher.facts(a);
+        self.verdict(f, side.deny.find_linearly(&self.matcher, f), || {
+            side.allow.find_linearly(&self.matcher, f)
         })
     }
 
@@ -220,7 +243,7 @@ impl PolicySet {
 
     fn verdict<'s>(
         &'s self,
-        a: &Attributes<'_>,
+        f: &Facts<'_>,
         deny: Option<&Placed>,
         allow: impl FnOnce() -> Option<&'s Placed>,
     ) -> Verdict {
@@ -230,7 +253,7 @@ impl PolicySet {
                 code: Code::DeniedByPolicy,
                 message: format!(
                     "{} is denied by policy {}, rule {}",
-                    who(a),
+                    who(f.a),
                     name.policy,
                     name.rule
                 ),
@@ -239,12 +262,12 @@ impl PolicySet {
                 field: None,
             });
         }
-        if !self.enforces_allow {
+        if self.allows.first.is_none() {
             return Verdict::Allow(None);
         }
         match allow() {
             Some(placed) => Verdict::Allow(Some(self.name_of(placed))),
-            None => Verdict::Deny(closest(self, &self.side(a).allow, a)),
+            None => Verdict::Deny(closest(self, &self.side(f.a).allow, f)),
         }
     }
 
@@ -334,6 +357,10 @@ fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Op
 
 /// The rule with everything in it that stands for several trust domains written out (AP-17).
 fn with_aliases(rule: &Arc<Rule>, matcher: &Matcher) -> Arc<Rule> {
+    let names_domains = |f: &Field| matches!(f.test, Test::Principals(_) | Test::TrustDomains(_));
+    if !rule.fields().any(names_domains) {
+        return Arc::clone(rule);
+    }
     let domains: Vec<&TrustDomain> = matcher.domains.iter().collect();
     let expand = |test: &Test| match test {
         Test::Principals(list) => {
