@@ -5,6 +5,7 @@
 
 #[path = "../e2e/kit.rs"]
 mod kit;
+mod policy;
 
 use kit::{Home, Running, free_port};
 

@@ -6,6 +6,7 @@ mod bundle;
 mod ca;
 mod completion;
 mod demo;
+mod documents;
 mod entry;
 mod id;
 mod init;
@@ -37,7 +38,7 @@ Examples:
 
 Exit codes:
   0 ok   1 failed   2 usage or bad input   3 nothing to examine   4 unreachable or unauthenticated
-  5 refused by policy   70 internal error";
+  5 refused by policy   10 findings or changes   70 internal error";
 
 /// A cryptographic identity for every service, and connections where both ends prove theirs.
 #[derive(Parser)]
@@ -100,7 +101,7 @@ enum Command {
     Entry(entry::EntryCommand),
     /// Apply entries and policies from YAML files; all or nothing
     Apply(apply::Apply),
-    /// List and delete policies
+    /// Policies: explain, decide, test, compare, suggest, lint, list, delete
     Policy(policy::PolicyCommand),
     /// Look at certificates and verify them
     Id(id::IdCommand),

@@ -304,6 +304,27 @@ catalogue! {
     5016 NothingToExamine "nothing_to_examine" Medium
         "nothing was found to examine",
         "name a file, or a directory that holds *.yaml or *.yml files";
+    5101 PolicyAllowsAll "policy_allows_all" Medium
+        "policy allows everybody",
+        "name the principals that may call; `countersign policy suggest` writes them from what was observed";
+    5102 PolicyNeverMatches "policy_never_matches" High
+        "rule can never match",
+        "correct the field that is named; until then an ALLOW grants nothing by it and a DENY refuses nothing";
+    5103 PolicyShadowed "policy_shadowed" Low
+        "rule changes nothing, because another one covers it",
+        "remove it, or narrow the other one";
+    5104 PolicyWiderOnTcp "policy_wider_on_tcp" Low
+        "rule names what only HTTP has, and refuses more on TCP",
+        "name the ports that it is meant for";
+    5105 PolicyCrossesTrustDomains "policy_crosses_trust_domains" Medium
+        "pattern matches identities of every trust domain that is trusted",
+        "begin the pattern with a trust domain, or name `trustDomains`";
+    5106 PolicyDiffersFromIstio "policy_differs_from_istio" Info
+        "Countersign decides differently from Istio here",
+        "compare with `countersign policy decide --compat istio`";
+    5107 PolicyNotEnforced "policy_not_enforced" Low
+        "policy is not enforced",
+        "remove the dry run or the target when it has served its purpose";
     6001 ClockSkew "clock_skew" High
         "clocks disagree",
         "synchronise the clock (chrony, systemd-timesyncd)";

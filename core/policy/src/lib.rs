@@ -15,6 +15,7 @@ mod document;
 mod explain;
 mod identity;
 mod index;
+mod lint;
 mod matcher;
 mod modes;
 mod path;
@@ -31,6 +32,7 @@ pub use document::{
     Document, Labels, MAX_INPUT, PeerAuthentication, StaticEntry, parse, parse_each,
 };
 pub use explain::{Explanation, Outcome, Step};
+pub use lint::lint;
 pub use matcher::Semantics;
 pub use modes::{Mode, Until};
 pub use path::{Normalization, PathError, normalize, normalize_as};

@@ -121,7 +121,7 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKey, KeyFileError> {
 /// temporary file in the same directory, synced, renamed over the target.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), KeyFileError> {
     let fail = |source| KeyFileError::Write { path: path.to_owned(), source };
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let tmp = dir.join(format!(
         ".{}.{}",
         path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default(),

@@ -1,14 +1,13 @@
 //! `countersign apply`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{Entry, TrustDomain};
-use countersign_keys::read_bounded;
-use countersign_policy::{Document, MAX_INPUT, Mode, StaticEntry, Until, parse_each};
+use countersign_policy::{Document, Mode, StaticEntry, Until};
 use countersign_wire::convert;
 use countersign_wire::proto::countersign::server::v1 as own;
 use countersign_wire::proto::spire::api::server::entry::v1 as api;
@@ -16,6 +15,7 @@ use countersign_wire::rpc::Code as GrpcCode;
 use serde::Serialize;
 
 use super::Global;
+use super::documents::{Source, load};
 use super::entry::{EntryJson, trust_domain};
 use crate::client::Server;
 use crate::output::{self, Format};
@@ -28,13 +28,6 @@ pub(crate) struct Apply {
     /// Only check; change nothing
     #[arg(long)]
     dry_run: bool,
-}
-
-/// A document with its text and place.
-struct Source {
-    document: Document,
-    yaml: String,
-    place: String,
 }
 
 #[derive(Serialize, Default)]
@@ -50,16 +43,7 @@ struct Applied {
 
 impl Apply {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode, Finding> {
-        let mut sources = Vec::new();
-        for path in &self.files {
-            read(path, &mut sources)?;
-        }
-        if sources.is_empty() {
-            let places: Vec<String> = self.files.iter().map(|f| f.display().to_string()).collect();
-            return Err(
-                Finding::new(Code::NothingToExamine, "no document found").at(places.join(", "))
-            );
-        }
+        let sources = load(&self.files)?;
         for s in &sources {
             warn(s);
         }
@@ -139,35 +123,6 @@ fn warn(source: &Source) {
             output::note(&format!("warning{finding}"));
         }
     }
-}
-
-fn read(path: &Path, out: &mut Vec<Source>) -> Result<(), Finding> {
-    let unreadable = |e: std::io::Error| {
-        Finding::new(Code::FileUnreadable, format!("cannot read `{}`: {e}", path.display()))
-    };
-    let meta = std::fs::metadata(path).map_err(unreadable)?;
-    if meta.is_dir() {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(path)
-            .map_err(unreadable)?
-            .filter_map(Result::ok)
-            .map(|e| e.path())
-            .filter(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml"))
-            .collect();
-        files.sort();
-        return files.iter().try_for_each(|f| read(f, out));
-    }
-    let text = read_bounded(path, MAX_INPUT as u64).map_err(|e| e.finding())?;
-    let place = path.display().to_string();
-    let text = std::str::from_utf8(&text)
-        .map_err(|_| Finding::new(Code::ConfigSyntax, "not UTF-8").at(place.clone()))?;
-    for (document, yaml) in parse_each(text, &place)? {
-        out.push(Source {
-            place: format!("{place} ({} `{}`)", document.kind(), document.name()),
-            document,
-            yaml: yaml.to_owned(),
-        });
-    }
-    Ok(())
 }
 
 fn entry(e: &StaticEntry, place: &str, td: &TrustDomain) -> Result<Entry, Finding> {

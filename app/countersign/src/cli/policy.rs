@@ -1,4 +1,12 @@
-//! `countersign policy`.
+//! `countersign policy`: what is in force, and what would be.
+
+mod decide;
+mod diff;
+mod explain;
+mod lint;
+mod preview;
+mod suggest;
+mod test;
 
 use std::process::ExitCode;
 
@@ -21,6 +29,18 @@ pub(crate) struct PolicyCommand {
 enum Command {
     /// List policies
     List,
+    /// Say why a call is allowed or denied: every rule, and the first field of it that does not match
+    Explain(Box<explain::Explain>),
+    /// Decide requests from a file, one decision a line
+    Decide(decide::Decide),
+    /// Run cases that say what must be allowed and what denied
+    Test(test::Test),
+    /// Name the edges that a change of policies would cut or open
+    Diff(diff::Diff),
+    /// Write a least-privilege set of policies from observed edges, and prove it
+    Suggest(suggest::Suggest),
+    /// Find rules that are risky, useless or can never match
+    Lint(lint::Lint),
     /// Delete a policy
     Delete {
         /// PeerAuthentication or AuthorizationPolicy
@@ -32,9 +52,15 @@ enum Command {
 
 impl PolicyCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode, Finding> {
-        let server = Server::new(&global.data_dir()?);
         match self.command {
+            Command::Explain(c) => return c.run(global).await,
+            Command::Decide(c) => return c.run(global),
+            Command::Test(c) => return c.run(global),
+            Command::Diff(c) => return c.run(global),
+            Command::Suggest(c) => return c.run(global),
+            Command::Lint(c) => return c.run(global),
             Command::List => {
+                let server = Server::new(&global.data_dir()?);
                 let set = server
                     .admin()
                     .list_policies(own::ListPoliciesRequest {})
@@ -66,6 +92,7 @@ impl PolicyCommand {
                 }
             }
             Command::Delete { kind, name } => {
+                let server = Server::new(&global.data_dir()?);
                 let (namespace, name) = name
                     .split_once('/')
                     .ok_or_else(|| invalid(format!("`{name}` is not NAMESPACE/NAME")))?;

@@ -1,0 +1,81 @@
+//! `countersign policy lint`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use countersign_findings::{Finding, Severity};
+use countersign_policy::{Document, lint};
+use serde_json::json;
+
+use super::super::Global;
+use super::super::documents::load;
+use crate::output::{self, Format};
+
+/// Findings at or above the threshold.
+const FINDINGS: u8 = 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Threshold {
+    Info,
+    Low,
+    Medium,
+    High,
+    /// Never fail because of findings
+    Never,
+}
+
+#[derive(Args)]
+pub(crate) struct Lint {
+    /// Files or directories of *.yaml and *.yml
+    #[arg(required = true, value_name = "FILE|DIR")]
+    policies: Vec<PathBuf>,
+    /// The namespace whose policies are for every namespace
+    #[arg(long, value_name = "NAME", default_value = "istio-system")]
+    root_namespace: String,
+    /// Leave with exit code 10 if something is at least this bad
+    #[arg(long, value_enum, default_value = "medium", value_name = "SEVERITY")]
+    fail_on: Threshold,
+}
+
+impl Lint {
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode, Finding> {
+        let documents: Vec<Document> =
+            load(&self.policies)?.into_iter().map(|s| s.document).collect();
+        let mut findings = lint(&documents, &self.root_namespace);
+        findings.sort_by_key(|f| std::cmp::Reverse(f.code.severity()));
+        match global.output {
+            Format::Json => output::json(
+                "countersign.policy-lint/v1",
+                &json!({"documents": documents.len(), "findings": findings}),
+            )?,
+            Format::Table => {
+                let rows: Vec<Vec<String>> = findings
+                    .iter()
+                    .map(|f| {
+                        vec![
+                            f.code.severity().as_str().to_owned(),
+                            f.code.to_string(),
+                            f.place.clone().unwrap_or_default(),
+                            format!("{}: {}", f.code.title(), f.message),
+                        ]
+                    })
+                    .collect();
+                if !rows.is_empty() {
+                    output::table(&["SEVERITY", "CODE", "WHERE", "WHAT"], &rows)?;
+                }
+                let n = findings.len();
+                output::note(&format!("{n} findings in {} documents", documents.len()));
+            }
+        }
+        let least = match self.fail_on {
+            Threshold::Never => return Ok(ExitCode::SUCCESS),
+            Threshold::Info => Severity::Info,
+            Threshold::Low => Severity::Low,
+            Threshold::Medium => Severity::Medium,
+            Threshold::High => Severity::High,
+        };
+        let fails = findings.iter().any(|f| f.code.severity() >= least);
+        Ok(if fails { ExitCode::from(FINDINGS) } else { ExitCode::SUCCESS })
+    }
+}

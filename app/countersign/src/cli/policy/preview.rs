@@ -1,0 +1,366 @@
+//! Deciding about requests that nobody made: flags, requests as JSON, compiled sets by destination.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use clap::{Args, ValueEnum};
+use countersign_findings::{Code, Finding};
+use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_keys::read_bounded;
+use countersign_policy::{
+    Attributes, Caller, Denial, Document, HttpRequest, Labels, Normalization, PolicySet, Semantics,
+    Token, Verdict, Workload, normalize_as,
+};
+use countersign_tls::current_time;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::super::documents::load;
+use super::super::invalid;
+
+/// Largest file of requests in bytes.
+const MAX_REQUESTS: u64 = 1 << 30;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compat {
+    /// As Istio's sidecar decides
+    Istio,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NormalizationArg {
+    /// Decode, resolve, merge; 400 for what could be read in two ways
+    Strict,
+    /// Leave paths as they are
+    None,
+    /// Istio's default
+    Base,
+    /// Base, and merge slashes
+    MergeSlashes,
+    /// Merge slashes, and take %2F and %5C for slashes
+    DecodeAndMergeSlashes,
+}
+
+impl From<NormalizationArg> for Normalization {
+    fn from(arg: NormalizationArg) -> Self {
+        match arg {
+            NormalizationArg::Strict => Normalization::Strict,
+            NormalizationArg::None => Normalization::None,
+            NormalizationArg::Base => Normalization::Base,
+            NormalizationArg::MergeSlashes => Normalization::MergeSlashes,
+            NormalizationArg::DecodeAndMergeSlashes => Normalization::DecodeAndMergeSlashes,
+        }
+    }
+}
+
+/// In which mesh.
+#[derive(Args, Clone)]
+pub(crate) struct MeshFlags {
+    /// The local trust domain
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub(crate) trust_domain: String,
+    /// Another name of the local trust domain; repeat for more
+    #[arg(long, value_name = "NAME")]
+    pub(crate) alias: Vec<String>,
+    /// The namespace whose policies are for every namespace
+    #[arg(long, value_name = "NAME", default_value = "istio-system")]
+    pub(crate) root_namespace: String,
+    /// Whose semantics count, if not Countersign's own
+    #[arg(long, value_enum)]
+    pub(crate) compat: Option<Compat>,
+    /// How paths are normalised [default: strict; base with --compat istio]
+    #[arg(long, value_enum)]
+    pub(crate) normalization: Option<NormalizationArg>,
+}
+
+/// A set of documents that answers requests.
+pub(crate) struct Preview {
+    documents: Vec<Document>,
+    trust_domain: TrustDomain,
+    aliases: Vec<TrustDomain>,
+    root_namespace: String,
+    semantics: Semantics,
+    normalization: Normalization,
+    /// One compiled set for each destination that was asked about.
+    sets: RefCell<HashMap<(String, Labels), Rc<PolicySet>>>,
+}
+
+impl Preview {
+    pub(crate) fn new(documents: Vec<Document>, flags: &MeshFlags) -> Result<Self, Finding> {
+        let domain = |name: &str| {
+            TrustDomain::new(name).map_err(|e| invalid(format!("trust domain `{name}`: {e}")))
+        };
+        let istio = flags.compat == Some(Compat::Istio);
+        Ok(Self {
+            documents,
+            trust_domain: domain(&flags.trust_domain)?,
+            aliases: flags.alias.iter().map(|a| domain(a)).collect::<Result<_, _>>()?,
+            root_namespace: flags.root_namespace.clone(),
+            semantics: if istio { Semantics::Istio } else { Semantics::Strict },
+            normalization: match flags.normalization {
+                Some(arg) => arg.into(),
+                None if istio => Normalization::Base,
+                None => Normalization::Strict,
+            },
+            sets: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn of_files(paths: &[PathBuf], flags: &MeshFlags) -> Result<Self, Finding> {
+        Self::new(load(paths)?.into_iter().map(|s| s.document).collect(), flags)
+    }
+
+    pub(crate) fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    pub(crate) fn set(&self, destination: &Destination) -> Rc<PolicySet> {
+        let key = (destination.namespace.clone(), destination.labels.clone());
+        let mut sets = self.sets.borrow_mut();
+        Rc::clone(sets.entry(key).or_insert_with_key(|(namespace, labels)| {
+            let workload = Workload {
+                trust_domain: self.trust_domain.clone(),
+                aliases: self.aliases.clone(),
+                namespace: namespace.clone(),
+                labels: Some(labels.clone()),
+                root_namespace: self.root_namespace.clone(),
+                semantics: self.semantics,
+            };
+            Rc::new(PolicySet::compile(&self.documents, &workload, 1))
+        }))
+    }
+
+    /// What the mesh would say: mode, path and policies.
+    pub(crate) fn judge(&self, request: &Request) -> Verdict {
+        match self.with(request, |set, a| set.judge(a)) {
+            Ok(verdict) => verdict,
+            Err(denial) => Verdict::Deny(denial),
+        }
+    }
+
+    /// Runs `work` on the request's attributes, unless it is refused before any policy counts.
+    pub(crate) fn with<T>(
+        &self,
+        request: &Request,
+        work: impl FnOnce(&PolicySet, &Attributes<'_>) -> T,
+    ) -> Result<T, Denial> {
+        let set = self.set(&request.destination);
+        let refused = |code: Code, message: String| Denial {
+            code,
+            policy: None,
+            rule: None,
+            field: None,
+            message,
+        };
+        let id = request.source.id();
+        let names = request.source.names();
+        let caller = match (&id, names.as_slice()) {
+            (Some(id), _) => Caller::Identity(id),
+            (None, []) => Caller::Nobody,
+            (None, names) => Caller::Names(names),
+        };
+        if let Caller::Nobody = caller
+            && let Some(mode) = request.destination.port.and_then(|p| set.mode(p))
+            && !mode.accepts_plaintext(current_time())
+        {
+            return Err(refused(
+                Code::PlaintextOnStrict,
+                "plaintext refused: the port is STRICT".into(),
+            ));
+        }
+        let path = match &request.http {
+            None => None,
+            Some(http) => match normalize_as(&http.path, self.normalization) {
+                Ok(path) => Some(path.split('?').next().unwrap_or_default().to_owned()),
+                Err(e) => return Err(refused(Code::MalformedHttp, format!("400: {e}"))),
+            },
+        };
+        let headers: Vec<(&str, &str)> = request
+            .http
+            .iter()
+            .flat_map(|h| h.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())))
+            .collect();
+        let token = request
+            .token
+            .as_ref()
+            .map(|claims| Token { claims: claims.clone(), space_delimited: Vec::new() });
+        let a = Attributes {
+            caller,
+            source_ip: request.source.ip,
+            remote_ip: request.source.remote_ip.or(request.source.ip),
+            destination_ip: request.destination.ip,
+            destination_port: request.destination.port,
+            sni: request.sni.as_deref(),
+            http: request.http.as_ref().map(|h| HttpRequest {
+                method: &h.method,
+                host: &h.host,
+                path: path.as_deref().unwrap_or_default(),
+                headers: &headers,
+            }),
+            token: token.as_ref(),
+        };
+        Ok(work(&set, &a))
+    }
+}
+
+/// A request as JSON.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    #[serde(default)]
+    pub(crate) source: Source,
+    #[serde(default)]
+    pub(crate) destination: Destination,
+    #[serde(default)]
+    pub(crate) http: Option<Http>,
+    #[serde(default)]
+    pub(crate) sni: Option<String>,
+    /// Claims of a verified token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<Map<String, Value>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Source {
+    /// With or without `spiffe://`; absent for plaintext.
+    #[serde(default)]
+    pub(crate) principal: Option<String>,
+    #[serde(default)]
+    pub(crate) ip: Option<IpAddr>,
+    /// From where originally, as trusted proxies tell; the same as `ip` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remote_ip: Option<IpAddr>,
+    /// The certificate, instead of a principal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cert: Option<Certificate>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Certificate {
+    #[serde(default, alias = "uri", alias = "uris")]
+    pub(crate) uri_sans: Vec<String>,
+    #[serde(default, alias = "dns", alias = "dns_names")]
+    pub(crate) dns_sans: Vec<String>,
+    #[serde(default)]
+    pub(crate) subject: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Destination {
+    #[serde(default = "default_namespace")]
+    pub(crate) namespace: String,
+    #[serde(default)]
+    pub(crate) labels: Labels,
+    #[serde(default)]
+    pub(crate) ip: Option<IpAddr>,
+    #[serde(default)]
+    pub(crate) port: Option<u16>,
+}
+
+fn default_namespace() -> String {
+    "default".into()
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Http {
+    pub(crate) method: String,
+    #[serde(default)]
+    pub(crate) host: String,
+    /// As sent, with or without query.
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+const SCHEME: &str = "spiffe://";
+
+impl Source {
+    /// What Envoy would take for the principals: URI SANs, else DNS SANs, else the subject.
+    fn names(&self) -> Vec<String> {
+        match (&self.principal, &self.cert) {
+            (Some(p), _) if p.is_empty() => Vec::new(),
+            (Some(p), _) if p.contains("://") => vec![p.clone()],
+            (Some(p), _) => vec![format!("{SCHEME}{p}")],
+            (None, Some(cert)) if !cert.uri_sans.is_empty() => cert.uri_sans.clone(),
+            (None, Some(cert)) if !cert.dns_sans.is_empty() => cert.dns_sans.clone(),
+            (None, Some(cert)) => vec![cert.subject.clone()],
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// The SPIFFE ID, if there is exactly one.
+    fn id(&self) -> Option<SpiffeId> {
+        match self.names().as_slice() {
+            [only] => SpiffeId::parse(only).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// A request with its place in its file.
+pub(crate) struct Line {
+    pub(crate) number: usize,
+    pub(crate) request: Result<Request, Finding>,
+}
+
+/// Requests, one JSON document a line; `-` is standard input.
+pub(crate) fn requests(path: &Path) -> Result<Vec<Line>, Finding> {
+    let bytes = if path == Path::new("-") {
+        use std::io::Read;
+        let mut out = Vec::new();
+        std::io::stdin()
+            .take(MAX_REQUESTS)
+            .read_to_end(&mut out)
+            .map_err(|e| Finding::new(Code::FileUnreadable, format!("standard input: {e}")))?;
+        out
+    } else {
+        read_bounded(path, MAX_REQUESTS).map_err(|e| e.finding())?.to_vec()
+    };
+    let out: Vec<Line> = bytes
+        .split(|b| *b == b'\n')
+        .enumerate()
+        .filter(|(_, l)| !l.trim_ascii().is_empty())
+        .map(|(i, l)| Line {
+            number: i + 1,
+            request: serde_json::from_slice(l).map_err(|e| {
+                Finding::new(Code::ConfigSyntax, e.to_string()).at(format!(
+                    "{}:{}:{}",
+                    path.display(),
+                    i + 1,
+                    e.column()
+                ))
+            }),
+        })
+        .collect();
+    if out.is_empty() {
+        return Err(Finding::new(Code::NothingToExamine, "the file holds no request")
+            .at(path.display().to_string())
+            .hint("write one JSON document a line"));
+    }
+    Ok(out)
+}
+
+/// Requests of which none may be malformed.
+pub(crate) fn all_requests(path: &Path) -> Result<Vec<Request>, Finding> {
+    requests(path)?.into_iter().map(|l| l.request).collect()
+}
+
+/// A request in a few words.
+pub(crate) fn describe(request: &Request) -> String {
+    let names = request.source.names();
+    let from = if names.is_empty() { "plaintext".to_owned() } else { names.join("+") };
+    let from = from.strip_prefix(SCHEME).unwrap_or(&from);
+    let d = &request.destination;
+    let labels: Vec<String> = d.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let labels = if labels.is_empty() { String::new() } else { format!("/{}", labels.join(",")) };
+    let port = d.port.map(|p| format!(":{p}")).unwrap_or_default();
+    let what = request.http.as_ref().map(|h| format!("  {} {}", h.method, h.path));
+    format!("{from} -> {}{labels}{port}{}", d.namespace, what.unwrap_or_else(|| "  TCP".into()))
+}
