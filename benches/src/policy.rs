@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_policy::{
-    Attributes, Caller, Document, HttpRequest, PolicySet, Semantics, Workload, parse,
+    Attributes, Caller, Document, HttpRequest, Mesh, PolicySet, Workload, parse,
 };
 
 const RULES: usize = 10;
@@ -91,11 +91,9 @@ fn requests(policies: usize, n: usize, different: usize) -> Vec<(SpiffeId, Strin
 pub(crate) fn run() {
     let workload = Workload {
         trust_domain: TrustDomain::new("bench.test").expect("name"),
-        aliases: Vec::new(),
         namespace: "shop".into(),
         labels: None,
-        root_namespace: "istio-system".into(),
-        semantics: Semantics::Strict,
+        mesh: Mesh::default(),
     };
     println!("\ndeciding, {RULES} rules a policy, times include reading the clock");
     let sets: Vec<(usize, PolicySet)> = [1, 100, 10_000]

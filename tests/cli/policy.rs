@@ -284,7 +284,8 @@ fn lint() {
     let source = |s: &str| format!("{{rules: [{{from: [{{source: {{{s}}}}}]}}]}}");
     let cases = [
         (policy("x", "{rules: [{}]}"), "CS5101"),
-        (policy("x", "{action: DENY, rules: [{to: [{operation: {paths: [/a/../b]}}]}]}"), "CS5102"),
+        (policy("x", "{action: DENY, rules: [{to: [{operation: {paths: [/a%00]}}]}]}"), "CS5102"),
+        (policy("x", "{action: DENY, rules: [{to: [{operation: {paths: [/a/../b]}}]}]}"), "CS5106"),
         (policy("x", "{action: DENY, rules: [{to: [{operation: {methods: [get]}}]}]}"), "CS5102"),
         (policy("x", &source("namespaces: [a], notNamespaces: ['*']")), "CS5102"),
         (

@@ -13,6 +13,7 @@ mod init;
 mod policy;
 mod proxy;
 mod run;
+mod semantics;
 mod server;
 mod status;
 mod token;

@@ -37,5 +37,5 @@ pub use matcher::Semantics;
 pub use modes::{Mode, Until};
 pub use path::{Normalization, PathError, normalize, normalize_as};
 pub use rule::{Action, AuthorizationPolicy};
-pub use set::{AllowList, Authorizer, PolicySet, Workload};
+pub use set::{AllowList, Authorizer, Mesh, PolicySet, Workload};
 pub use token::Token;

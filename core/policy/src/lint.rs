@@ -56,6 +56,12 @@ fn each(policy: &AuthorizationPolicy, out: &mut Vec<Finding>) {
         if let Some(text) = contradiction(rule) {
             say(Code::PolicyNeverMatches, text);
         }
+        for (field, path, normal) in unusual_paths(rule) {
+            let text = format!(
+                "`{field}`: `{path}` is taken for its normal form `{normal}`; Istio compares the text"
+            );
+            say(Code::PolicyDiffersFromIstio, text);
+        }
         match policy.action {
             Action::Allow => allow(rule, &mut say),
             Action::Deny => deny(rule, &mut say),
@@ -191,6 +197,23 @@ fn impossible(group: &Group) -> Option<String> {
     None
 }
 
+/// Exact paths that are not in normal form: field, path, normal form.
+fn unusual_paths(rule: &Rule) -> Vec<(String, String, String)> {
+    let mut out = Vec::new();
+    for field in rule.fields() {
+        let Test::Paths(list) = &field.test else { continue };
+        for pattern in list {
+            if let PathPattern::Plain(Pattern::Exact(t)) = pattern
+                && let Ok(normal) = normalize(t)
+                && normal != **t
+            {
+                out.push((field.name.to_string(), t.to_string(), normal.into_owned()));
+            }
+        }
+    }
+    out
+}
+
 /// Why no path in normal form matches, if none does.
 fn impossible_path(pattern: &PathPattern) -> Option<String> {
     let PathPattern::Plain(Pattern::Exact(t)) = pattern else {
@@ -205,8 +228,7 @@ fn impossible_path(pattern: &PathPattern) -> Option<String> {
         return Some(format!("`{t}`: the query is not part of the path"));
     }
     match normalize(t) {
-        Ok(normal) if normal == **t => None,
-        Ok(normal) => Some(format!("`{t}` is not in normal form; write `{normal}`")),
+        Ok(_) => None,
         Err(e) => Some(format!("`{t}`: such a request is refused with 400: {e}")),
     }
 }

@@ -125,7 +125,9 @@ impl Matcher {
             Test::Audiences(list) => {
                 a.token.is_some_and(|t| t.any(&["aud".to_owned()], |v| any(list, v)))
             }
-            Test::Presenter(list) => a.token.is_some_and(|t| any(list, t.presenter())),
+            Test::Presenter(list) => {
+                a.token.is_some_and(|t| t.any(&["azp".to_owned()], |v| any(list, v)))
+            }
             Test::Claim(path, list) => a.token.is_some_and(|t| t.any(&path.0, |v| any(list, v))),
         }
     }

@@ -44,16 +44,16 @@ pub(crate) fn resolve(
 ) -> Option<Mode> {
     let levels: [&dyn Fn(&PeerAuthentication) -> bool; 3] = [
         // PA-2: a selector in the root namespace is not mesh-wide.
-        &|d| d.selector.is_empty() && d.namespace == workload.root_namespace,
+        &|d| d.selector.is_empty() && d.namespace == workload.mesh.root_namespace,
         &|d| {
             d.selector.is_empty()
                 && d.namespace == workload.namespace
-                && d.namespace != workload.root_namespace
+                && d.namespace != workload.mesh.root_namespace
         },
         &|d| {
             !d.selector.is_empty()
                 && d.namespace == workload.namespace
-                && d.namespace != workload.root_namespace
+                && d.namespace != workload.mesh.root_namespace
                 && match workload.has_labels(&d.selector) {
                     Some(matches) => matches,
                     // Unknown labels: STRICT counts, PERMISSIVE does not.

@@ -68,6 +68,16 @@ pub fn normalize_as(target: &str, mode: Normalization) -> Result<Cow<'_, str>, P
     }))
 }
 
+/// The beginning or end of a path with escapes and slashes as in the normal form of `mode`; dot segments are
+/// left alone, and all of it where it cannot be read.
+pub(crate) fn normalize_part(part: &str, mode: Normalization) -> String {
+    match mode {
+        Normalization::None => part.to_owned(),
+        Normalization::Base => decode(part, mode).unwrap_or_else(|_| part.to_owned()),
+        _ => decode(part, mode).map_or_else(|_| part.to_owned(), |p| merge_slashes(&p)),
+    }
+}
+
 fn is_plain(path: &str) -> bool {
     let bytes = path.as_bytes();
     !bytes.contains(&b'%')

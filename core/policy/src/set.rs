@@ -12,38 +12,59 @@ use crate::identity::trust_domains_with_aliases;
 use crate::index::{Index, Placed};
 use crate::matcher::{Facts, Matcher, Semantics};
 use crate::modes::{Mode, resolve};
+use crate::path::Normalization;
 use crate::pattern::Reach;
 use crate::rule::{Action, AuthorizationPolicy, Field, Group, Rule, Test};
 use crate::{Document, Labels, PeerAuthentication};
 
-/// Whose proxy decides, and in which mesh.
+/// How the policies of a mesh are to be understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// Other names of the local trust domain (AP-17).
+    pub aliases: Vec<TrustDomain>,
+    /// Policies of this namespace apply to every namespace.
+    pub root_namespace: String,
+    /// Whose semantics count.
+    pub semantics: Semantics,
+    /// How the paths of requests are normalised.
+    pub normalization: Normalization,
+}
+
+impl Default for Mesh {
+    /// No aliases, `istio-system`, strict.
+    fn default() -> Self {
+        Self {
+            aliases: Vec::new(),
+            root_namespace: "istio-system".into(),
+            semantics: Semantics::Strict,
+            normalization: Normalization::Strict,
+        }
+    }
+}
+
+/// Whose proxy decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Its trust domain: what `namespaces` and `serviceAccounts` refer to.
     pub trust_domain: TrustDomain,
-    /// Other names of the trust domain (AP-17).
-    pub aliases: Vec<TrustDomain>,
     /// Its namespace.
     pub namespace: String,
     /// Its labels; `None` if they are not known. Then a selector is taken to match where that refuses
     /// more, and not to match where it would allow more.
     pub labels: Option<Labels>,
-    /// Policies of this namespace apply to every namespace.
-    pub root_namespace: String,
-    /// Whose semantics count.
-    pub semantics: Semantics,
+    /// In which mesh it is.
+    pub mesh: Mesh,
 }
 
 impl Workload {
-    /// The workload behind `id`: the namespace is the ID's, or `default`; labels unknown.
+    /// The workload behind `id`: the namespace is the ID's, or `default`; labels unknown, the mesh as it is by
+    /// default.
     pub fn of(id: &SpiffeId) -> Self {
         Self {
             trust_domain: id.trust_domain().clone(),
-            aliases: Vec::new(),
             namespace: id.namespace().unwrap_or("default").to_owned(),
             labels: None,
-            root_namespace: "istio-system".into(),
-            semantics: Semantics::Strict,
+            mesh: Mesh::default(),
         }
     }
 
@@ -114,8 +135,8 @@ impl PolicySet {
     /// Selects and compiles what concerns `workload` (AP-1). The order of `documents` does not matter.
     pub fn compile(documents: &[Document], workload: &Workload, generation: u64) -> Self {
         let mut domains = vec![workload.trust_domain.clone()];
-        domains.extend(workload.aliases.iter().cloned());
-        let matcher = Matcher { semantics: workload.semantics, domains };
+        domains.extend(workload.mesh.aliases.iter().cloned());
+        let matcher = Matcher { semantics: workload.mesh.semantics, domains };
         let mut policies: Vec<Selected> = Vec::new();
         let mut modes = Vec::new();
         for document in documents {
@@ -334,7 +355,8 @@ impl Side {
 
 /// The policy as it concerns the workload, if it does.
 fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Option<Selected> {
-    if p.for_gateways || p.namespace != workload.namespace && p.namespace != workload.root_namespace
+    if p.for_gateways
+        || p.namespace != workload.namespace && p.namespace != workload.mesh.root_namespace
     {
         return None;
     }
@@ -351,18 +373,21 @@ fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Op
         name: format!("{}/{}", p.namespace, p.name).into(),
         action: p.action,
         dry_run: p.dry_run,
-        rules: rules.iter().map(|r| with_aliases(r, matcher)).collect(),
+        rules: rules.iter().map(|r| settle(r, workload, matcher)).collect(),
     })
 }
 
-/// The rule with everything in it that stands for several trust domains written out (AP-17).
-fn with_aliases(rule: &Arc<Rule>, matcher: &Matcher) -> Arc<Rule> {
-    let names_domains = |f: &Field| matches!(f.test, Test::Principals(_) | Test::TrustDomains(_));
-    if !rule.fields().any(names_domains) {
+/// The rule as it is meant here: what stands for several trust domains written out (AP-17), and paths, unless
+/// Istio's semantics are wanted, in the normal form that requests are in. Otherwise a DENY of `/a%2Fb` would
+/// refuse nothing.
+fn settle(rule: &Arc<Rule>, workload: &Workload, matcher: &Matcher) -> Arc<Rule> {
+    let concerned =
+        |f: &Field| matches!(f.test, Test::Principals(_) | Test::TrustDomains(_) | Test::Paths(_));
+    if !rule.fields().any(concerned) {
         return Arc::clone(rule);
     }
     let domains: Vec<&TrustDomain> = matcher.domains.iter().collect();
-    let expand = |test: &Test| match test {
+    let settled = |test: &Test| match test {
         Test::Principals(list) => {
             let all: Vec<_> = list.iter().flat_map(|p| p.with_aliases(&domains)).collect();
             (all != *list).then_some(Test::Principals(all))
@@ -371,15 +396,20 @@ fn with_aliases(rule: &Arc<Rule>, matcher: &Matcher) -> Arc<Rule> {
             let all = trust_domains_with_aliases(list, &domains);
             (all != *list).then_some(Test::TrustDomains(all))
         }
+        Test::Paths(list) if workload.mesh.semantics == Semantics::Strict => {
+            let all: Vec<_> =
+                list.iter().map(|p| p.normalized(workload.mesh.normalization)).collect();
+            (all != *list).then_some(Test::Paths(all))
+        }
         _ => None,
     };
-    if !rule.fields().any(|f| expand(&f.test).is_some()) {
+    if !rule.fields().any(|f| settled(&f.test).is_some()) {
         return Arc::clone(rule);
     }
     let mut rule = Rule::clone(rule);
     let apply = |group: &mut Group| {
         for field in group {
-            if let Some(test) = expand(&field.test) {
+            if let Some(test) = settled(&field.test) {
                 field.test = test;
             }
         }

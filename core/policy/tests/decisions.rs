@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use countersign_findings::Code;
 use countersign_identity::{BundleSet, UnixTime};
 use countersign_policy::{
-    Attributes, Caller, HttpRequest, Labels, Mode, NoIdentity, Outcome, PolicySet, Request,
+    Attributes, Caller, HttpRequest, Labels, Mesh, Mode, NoIdentity, Outcome, PolicySet, Request,
     Semantics, Source, Token, Until, Verdict, Workload, parse,
 };
 use countersign_testkit::TestCa;
@@ -26,12 +26,14 @@ fn peer(trust_domain: &str, path: &str) -> PeerIdentity {
 fn workload() -> Workload {
     Workload {
         trust_domain: "corp.test".parse().unwrap(),
-        aliases: Vec::new(),
         namespace: "shop".into(),
         labels: Some(Labels::from([("app".into(), "api".into())])),
-        root_namespace: "istio-system".into(),
-        semantics: Semantics::Strict,
+        mesh: Mesh::default(),
     }
+}
+
+fn istio() -> Workload {
+    Workload { mesh: Mesh { semantics: Semantics::Istio, ..Mesh::default() }, ..workload() }
 }
 
 fn policy(name: &str, action: &str, rules: &str) -> String {
@@ -274,7 +276,7 @@ fn ap_14_one_spiffe_id_or_nobody() {
     let two = ["spiffe://corp.test/a".to_owned(), "spiffe://corp.test/ns/shop/sa/web".to_owned()];
     let any = policy("a", "ALLOW", "[{from: [{source: {principals: ['*']}}]}]");
     let web = policy("a", "ALLOW", "[{from: [{source: {principals: ['*/sa/web']}}]}]");
-    let istio = Workload { semantics: Semantics::Istio, ..workload() };
+    let istio = istio();
     for (text, names, compat) in
         [(&any, &names[..], true), (&web, &two, true), (&web, &names, false)]
     {
@@ -297,7 +299,7 @@ fn ap_16_a_rule_that_names_trust_domains_means_them() {
         &a
     ));
     assert!(!allows("[{from: [{source: {serviceAccounts: [web]}}]}]", &a));
-    let istio = Workload { semantics: Semantics::Istio, ..workload() };
+    let istio = istio();
     let text = policy("a", "ALLOW", "[{from: [{source: {namespaces: [shop]}}]}]");
     assert!(set_for(&text, &istio).judge(&a).is_allowed(), "Istio does not look");
 }
@@ -306,7 +308,8 @@ fn ap_16_a_rule_that_names_trust_domains_means_them() {
 fn ap_17_aliases_count_as_the_local_trust_domain() {
     let old = spiffe("spiffe://old.test/ns/shop/sa/web");
     let a = attributes(Caller::Identity(&old), None);
-    let aliased = Workload { aliases: vec!["old.test".parse().unwrap()], ..workload() };
+    let aliases = vec!["old.test".parse().unwrap()];
+    let aliased = Workload { mesh: Mesh { aliases, ..Mesh::default() }, ..workload() };
     for rules in [
         "[{from: [{source: {principals: [corp.test/ns/shop/sa/web]}}]}]",
         "[{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]",
@@ -622,9 +625,8 @@ proptest! {
     /// The index finds what looking at every rule finds, explaining agrees with deciding, the order of
     /// documents does not matter, and one more DENY never allows more: in both semantics.
     #[test]
-    fn engine(list in policies(), deny in rules(), (id, http, method, path) in requests(), istio: bool) {
-        let semantics = if istio { Semantics::Istio } else { Semantics::Strict };
-        let workload = Workload { semantics, ..workload() };
+    fn engine(list in policies(), deny in rules(), (id, http, method, path) in requests(), semantics: bool) {
+        let workload = if semantics { istio() } else { workload() };
         let id = id.map(spiffe);
         let caller = id.as_ref().map_or(Caller::Nobody, Caller::Identity);
         let a = attributes(caller, http.then(|| HttpRequest { method, host: "api:8080", path, headers: &[] }));
@@ -656,9 +658,24 @@ proptest! {
         let caller = id.as_ref().map_or(Caller::Nobody, Caller::Identity);
         let a = attributes(caller, http.then(|| HttpRequest { method, host: "api:8080", path, headers: &[] }));
         let text = list.concat() + "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n";
-        let istio = set_for(&text, &Workload { semantics: Semantics::Istio, ..workload() });
+        let istio = set_for(&text, &istio());
         if set(&text).judge(&a).is_allowed() {
             prop_assert!(istio.judge(&a).is_allowed(), "{:?}", istio.judge(&a));
         }
     }
+}
+
+#[test]
+fn pn_6_paths_of_policies_are_in_the_normal_form_of_requests() {
+    let web = spiffe("spiffe://corp.test/ns/shop/sa/web");
+    let at = |path| attributes(Caller::Identity(&web), Some(HttpRequest { path, ..get("/") }));
+    for written in ["/a%2Fb", "/a//b", "/x/../a/b", "/%61/b", "/a\\\\b", "/a%2f*", "*%2fb"] {
+        let rules = format!("[{{to: [{{operation: {{paths: [\"{written}\"]}}}}]}}]");
+        let deny = set(&policy("d", "DENY", &rules));
+        assert!(!deny.judge(&at("/a/b")).is_allowed(), "{written}");
+        assert!(allows(&rules, &at("/a/b")), "{written}");
+    }
+    // The beginning of a name is not a dot segment.
+    assert!(allows("[{to: [{operation: {paths: ['/a/..*']}}]}]", &at("/a/..b")));
+    assert!(!allows("[{to: [{operation: {paths: ['/a/..*']}}]}]", &at("/b")));
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_identity::SpiffeId;
-use countersign_policy::{AllowList, Labels, Mode};
+use countersign_policy::{AllowList, Labels, Mesh, Mode};
 
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +111,8 @@ pub struct ProxyOptions {
     pub policies: Vec<(String, String)>,
     /// The workload's labels, for selectors; `None` if not known.
     pub labels: Option<Labels>,
+    /// How policies are to be understood.
+    pub mesh: Mesh,
     /// Worker threads.
     pub threads: usize,
     /// Also accept TLS 1.2.
@@ -131,6 +133,7 @@ impl ProxyOptions {
             listeners,
             policies: Vec::new(),
             labels: None,
+            mesh: Mesh::default(),
             threads: 1,
             tls12: false,
             handshake_timeout: Duration::from_secs(10),

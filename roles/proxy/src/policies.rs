@@ -31,6 +31,7 @@ impl Shared {
         let Some(credentials) = self.credentials.current() else { return };
         let mut workload = Workload::of(&credentials.id);
         workload.labels.clone_from(&self.labels);
+        workload.mesh.clone_from(&self.mesh);
         let set = PolicySet::compile(documents, &workload, generation);
         self.policies.store(Some(Arc::new(set)));
         self.metrics.policies(generation, true);

@@ -166,6 +166,7 @@ impl Proxy {
             process: u64::from_be_bytes(countersign_keys::random()),
             handshake_timeout: options.handshake_timeout,
             labels: options.labels,
+            mesh: options.mesh,
             connections: AtomicUsize::new(0),
             max_connections: options.max_connections,
             draining: watch::Sender::new(false),

@@ -20,6 +20,7 @@ use countersign_tls::current_time;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::semantics::SemanticsFlags;
 use super::{Global, interrupted, invalid, parse_duration, serve_admin};
 use crate::output::{self, Format};
 use crate::paths;
@@ -68,6 +69,8 @@ struct Common {
     /// count where they refuse and not where they allow
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    #[command(flatten)]
+    semantics: SemanticsFlags,
     /// Worker threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
@@ -405,6 +408,7 @@ async fn serve(
         options.policies.push((path.display().to_string(), text));
     }
     options.labels = labels(&common.labels)?;
+    options.mesh = common.semantics.mesh()?;
     options.threads = usize::from(common.threads);
     options.tls12 = common.tls12;
     options.handshake_timeout = common.handshake_timeout;

@@ -24,6 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::entry::{create, id_or_path};
 use super::proxy::{ModeArg, ProtocolArg, check_target, peer_id, peer_mode};
+use super::semantics::SemanticsFlags;
 use super::{Global, invalid};
 use crate::client::{Agent, Server};
 use crate::output;
@@ -65,6 +66,8 @@ pub(crate) struct Run {
     /// A label of the workload, for policies with a selector; repeat for more
     #[arg(long = "label", value_name = "KEY=VALUE")]
     labels: Vec<String>,
+    #[command(flatten)]
+    semantics: SemanticsFlags,
     /// Life of its X509-SVIDs
     #[arg(long, value_parser = super::parse_duration, value_name = "DURATION")]
     x509_svid_ttl: Option<Duration>,
@@ -160,6 +163,7 @@ impl Run {
         };
         let mut options = ProxyOptions::new(source, listeners);
         options.labels = super::proxy::labels(&self.labels)?;
+        options.mesh = self.semantics.mesh()?;
         let proxy = Proxy::start(options, AccessLog::off()).await?;
         wait_ready(&proxy).await?;
         output::note(&format!("identity {id}"));

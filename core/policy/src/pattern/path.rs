@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Pattern;
+use crate::path::{Normalization, normalize_as, normalize_part};
 
 /// A path pattern: a [`Pattern`], or a template with `{*}` (one segment) and `{**}` (any number).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,22 @@ impl PathPattern {
             }
         }
         out
+    }
+
+    /// The pattern for paths in the normal form of `mode`.
+    pub(crate) fn normalized(&self, mode: Normalization) -> Self {
+        let PathPattern::Plain(pattern) = self else { return self.clone() };
+        PathPattern::Plain(match pattern {
+            Pattern::Exact(t) => match normalize_as(t, mode) {
+                Ok(normal) => Pattern::Exact(normal.into()),
+                // No request has such a path: it is refused with 400.
+                Err(_) => pattern.clone(),
+            },
+            // Dots at the end of a part may be the beginning of a name.
+            Pattern::Prefix(t) => Pattern::Prefix(normalize_part(t, mode).into()),
+            Pattern::Suffix(t) => Pattern::Suffix(normalize_part(t, mode).into()),
+            Pattern::Present => Pattern::Present,
+        })
     }
 
     pub(crate) fn matches(&self, path: &str) -> bool {

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::normalize;
+use countersign_policy::{Normalization, normalize_as};
 use countersign_telemetry::ConnectionId;
 
 use super::framing::Framing;
@@ -147,7 +147,7 @@ fn tokens<'a>(fields: &'a [(&str, &str)], name: &str) -> impl Iterator<Item = &'
 
 impl<'a> RequestHead<'a> {
     /// Parses the head at the beginning of `buffer`; `None` if it is not complete yet.
-    pub(crate) fn parse(buffer: &'a [u8]) -> Result<Option<Self>, Bad> {
+    pub(crate) fn parse(buffer: &'a [u8], mode: Normalization) -> Result<Option<Self>, Bad> {
         // Not initialised: most of it is never used, and clearing it would cost more than parsing.
         let mut raw = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut request = httparse::Request::new(&mut []);
@@ -168,7 +168,7 @@ impl<'a> RequestHead<'a> {
             return Err(Bad::malformed("CONNECT is not accepted here"));
         }
         let target = request.path.unwrap_or_default();
-        let target = normalize(target).map_err(|e| Bad::malformed(e.to_string()))?;
+        let target = normalize_as(target, mode).map_err(|e| Bad::malformed(e.to_string()))?;
         let mut fields = Vec::with_capacity(request.headers.len());
         for h in request.headers.iter() {
             fields.push((h.name, text(h.value)?));
@@ -366,7 +366,7 @@ mod tests {
     use super::*;
 
     fn request(text: &str) -> Result<Option<String>, Code> {
-        match RequestHead::parse(text.as_bytes()) {
+        match RequestHead::parse(text.as_bytes(), Normalization::Strict) {
             Ok(Some(head)) => {
                 let mut out = Vec::new();
                 head.write(Some("URI=spiffe://a/b"), true, &mut out);

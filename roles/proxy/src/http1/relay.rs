@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
+use countersign_policy::Normalization;
 use countersign_telemetry::ConnectionId;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
@@ -51,6 +52,9 @@ pub(crate) trait Exchange {
 
     /// Told of each request that was refused.
     fn refused(&self, finding: &Finding);
+
+    /// How paths are normalised.
+    fn normalization(&self) -> Normalization;
 
     /// Whether callers' identity headers are removed.
     fn strips_identity(&self) -> bool;
@@ -213,7 +217,7 @@ async fn one<C: Relayed, E: Exchange>(
     let mut out = Vec::with_capacity(1024);
     let (method, framing, keep_alive, upgrade, len);
     let next = loop {
-        match RequestHead::parse(client.bytes()) {
+        match RequestHead::parse(client.bytes(), exchange.normalization()) {
             Ok(Some(head)) => {
                 let next = exchange.judge(&head);
                 if let Next::Forward(identity) = &next {

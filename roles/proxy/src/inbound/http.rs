@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::{Authorizer, HttpRequest, Permit, PolicySet, Request, Workload};
+use countersign_policy::{
+    Authorizer, HttpRequest, Normalization, Permit, PolicySet, Request, Workload,
+};
 use countersign_telemetry::Direction;
 use countersign_x509::{PeerIdentity, hex};
 use tokio::net::TcpStream;
@@ -122,7 +124,7 @@ impl HttpInbound<'_> {
     /// Between requests only the mode counts; the next request is judged when it comes.
     fn still_permitted(&self) -> Result<Option<Duration>, Code> {
         let head = self.head.lock().unwrap_or_else(|e| e.into_inner());
-        match RequestHead::parse(&head) {
+        match RequestHead::parse(&head, self.normalization()) {
             Ok(Some(head)) => self.connection.still_permitted(self.peer, Some(parts(&head))),
             _ => self.connection.plaintext_left(self.peer),
         }
@@ -155,6 +157,10 @@ impl Exchange for HttpInbound<'_> {
 
     fn refused(&self, finding: &Finding) {
         self.connection.note(self.peer, finding);
+    }
+
+    fn normalization(&self) -> Normalization {
+        self.connection.shared.mesh.normalization
     }
 
     fn strips_identity(&self) -> bool {

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use countersign_findings::Finding;
 use countersign_identity::UnixTime;
+use countersign_policy::Normalization;
 use countersign_telemetry::Direction;
 use countersign_tls::current_time;
 use countersign_x509::PeerIdentity;
@@ -106,6 +107,10 @@ impl Exchange for HttpOutbound<'_> {
 
     fn refused(&self, finding: &Finding) {
         self.connection.note(finding);
+    }
+
+    fn normalization(&self) -> Normalization {
+        self.connection.shared.mesh.normalization
     }
 
     fn strips_identity(&self) -> bool {

@@ -6,55 +6,23 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_keys::read_bounded;
 use countersign_policy::{
-    Attributes, Caller, Denial, Document, HttpRequest, Labels, Normalization, PolicySet, Semantics,
-    Token, Verdict, Workload, normalize_as,
+    Attributes, Caller, Denial, Document, HttpRequest, Labels, Mesh, PolicySet, Token, Verdict,
+    Workload, normalize_as,
 };
 use countersign_tls::current_time;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::super::documents::load;
-use super::super::invalid;
+use super::super::semantics::{SemanticsFlags, trust_domain};
 
 /// Largest file of requests in bytes.
 const MAX_REQUESTS: u64 = 1 << 30;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Compat {
-    /// As Istio's sidecar decides
-    Istio,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum NormalizationArg {
-    /// Decode, resolve, merge; 400 for what could be read in two ways
-    Strict,
-    /// Leave paths as they are
-    None,
-    /// Istio's default
-    Base,
-    /// Base, and merge slashes
-    MergeSlashes,
-    /// Merge slashes, and take %2F and %5C for slashes
-    DecodeAndMergeSlashes,
-}
-
-impl From<NormalizationArg> for Normalization {
-    fn from(arg: NormalizationArg) -> Self {
-        match arg {
-            NormalizationArg::Strict => Normalization::Strict,
-            NormalizationArg::None => Normalization::None,
-            NormalizationArg::Base => Normalization::Base,
-            NormalizationArg::MergeSlashes => Normalization::MergeSlashes,
-            NormalizationArg::DecodeAndMergeSlashes => Normalization::DecodeAndMergeSlashes,
-        }
-    }
-}
 
 /// In which mesh.
 #[derive(Args, Clone)]
@@ -62,49 +30,25 @@ pub(crate) struct MeshFlags {
     /// The local trust domain
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub(crate) trust_domain: String,
-    /// Another name of the local trust domain; repeat for more
-    #[arg(long, value_name = "NAME")]
-    pub(crate) alias: Vec<String>,
-    /// The namespace whose policies are for every namespace
-    #[arg(long, value_name = "NAME", default_value = "istio-system")]
-    pub(crate) root_namespace: String,
-    /// Whose semantics count, if not Countersign's own
-    #[arg(long, value_enum)]
-    pub(crate) compat: Option<Compat>,
-    /// How paths are normalised [default: strict; base with --compat istio]
-    #[arg(long, value_enum)]
-    pub(crate) normalization: Option<NormalizationArg>,
+    #[command(flatten)]
+    pub(crate) semantics: SemanticsFlags,
 }
 
 /// A set of documents that answers requests.
 pub(crate) struct Preview {
     documents: Vec<Document>,
     trust_domain: TrustDomain,
-    aliases: Vec<TrustDomain>,
-    root_namespace: String,
-    semantics: Semantics,
-    normalization: Normalization,
+    mesh: Mesh,
     /// One compiled set for each destination that was asked about.
     sets: RefCell<HashMap<(String, Labels), Rc<PolicySet>>>,
 }
 
 impl Preview {
     pub(crate) fn new(documents: Vec<Document>, flags: &MeshFlags) -> Result<Self, Finding> {
-        let domain = |name: &str| {
-            TrustDomain::new(name).map_err(|e| invalid(format!("trust domain `{name}`: {e}")))
-        };
-        let istio = flags.compat == Some(Compat::Istio);
         Ok(Self {
             documents,
-            trust_domain: domain(&flags.trust_domain)?,
-            aliases: flags.alias.iter().map(|a| domain(a)).collect::<Result<_, _>>()?,
-            root_namespace: flags.root_namespace.clone(),
-            semantics: if istio { Semantics::Istio } else { Semantics::Strict },
-            normalization: match flags.normalization {
-                Some(arg) => arg.into(),
-                None if istio => Normalization::Base,
-                None => Normalization::Strict,
-            },
+            trust_domain: trust_domain(&flags.trust_domain)?,
+            mesh: flags.semantics.mesh()?,
             sets: RefCell::default(),
         })
     }
@@ -123,11 +67,9 @@ impl Preview {
         Rc::clone(sets.entry(key).or_insert_with_key(|(namespace, labels)| {
             let workload = Workload {
                 trust_domain: self.trust_domain.clone(),
-                aliases: self.aliases.clone(),
                 namespace: namespace.clone(),
                 labels: Some(labels.clone()),
-                root_namespace: self.root_namespace.clone(),
-                semantics: self.semantics,
+                mesh: self.mesh.clone(),
             };
             Rc::new(PolicySet::compile(&self.documents, &workload, 1))
         }))
@@ -173,7 +115,7 @@ impl Preview {
         }
         let path = match &request.http {
             None => None,
-            Some(http) => match normalize_as(&http.path, self.normalization) {
+            Some(http) => match normalize_as(&http.path, self.mesh.normalization) {
                 Ok(path) => Some(path.split('?').next().unwrap_or_default().to_owned()),
                 Err(e) => return Err(refused(Code::MalformedHttp, format!("400: {e}"))),
             },

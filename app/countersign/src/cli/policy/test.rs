@@ -12,8 +12,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::super::Global;
+use super::super::semantics::{Compat, SemanticsFlags};
 use super::decide::to_json;
-use super::preview::{Compat, MeshFlags, Preview, Request, describe};
+use super::preview::{MeshFlags, Preview, Request, describe};
 use crate::output::{self, Format};
 
 /// Largest file of cases in bytes.
@@ -170,13 +171,13 @@ fn run_file(path: &Path, results: &mut Vec<CaseResult>) -> Result<(), Finding> {
             return Err(Finding::new(Code::InvalidValue, text).at(place));
         }
     };
-    let flags = MeshFlags {
-        trust_domain: cases.trust_domain,
+    let semantics = SemanticsFlags {
         alias: cases.aliases,
         root_namespace: cases.root_namespace,
         compat,
         normalization: None,
     };
+    let flags = MeshFlags { trust_domain: cases.trust_domain, semantics };
     let policies: Vec<PathBuf> = cases.policies.iter().map(|p| dir.join(p)).collect();
     let preview = Preview::of_files(&policies, &flags)?;
     for case in cases.cases {
