@@ -10,8 +10,10 @@ use countersign_x509::profile::{CertSpec, Profile};
 
 pub mod raw_tls;
 mod stories;
+mod tokens;
 
 pub use stories::{Story, TestIdentity};
+pub use tokens::TokenIssuer;
 
 /// A CA: a root and, under it, one intermediate that issues.
 pub struct TestCa {

@@ -77,7 +77,7 @@ fn jwk_of(spki_der: &[u8]) -> Option<Map<String, Value>> {
     value.as_object().cloned()
 }
 
-fn spki_of(jwk: &Map<String, Value>) -> Result<Vec<u8>, String> {
+pub(crate) fn spki_of(jwk: &Map<String, Value>) -> Result<Vec<u8>, String> {
     let text = |name: &str| {
         jwk.get(name).and_then(Value::as_str).ok_or_else(|| format!("`{name}` is missing"))
     };

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 pub const MAX_TOKEN: usize = 16 << 10;
 
 /// Clock leeway for `nbf` and `iat`, in seconds; `exp` gets none.
-const LEEWAY: i64 = 60;
+pub(crate) const LEEWAY: i64 = 60;
 
 /// Why a token is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +29,12 @@ pub enum JwtError {
         kid: String,
         /// The domain its subject names.
         trust_domain: String,
+    },
+    /// The issuer has no key that fits the token.
+    #[error("the issuer has no key `{kid}` for the token's algorithm")]
+    NoKey {
+        /// The token's key id, empty if it has none.
+        kid: String,
     },
     /// The signature does not verify.
     #[error("signature does not verify")]
@@ -55,7 +61,7 @@ impl JwtError {
         let code = match self {
             JwtError::Malformed(_) | JwtError::NotYetValid(_) => Code::JwtMalformed,
             JwtError::Algorithm(_) => Code::JwtAlgorithmRefused,
-            JwtError::UnknownKey { .. } => Code::JwtKeyUnknown,
+            JwtError::UnknownKey { .. } | JwtError::NoKey { .. } => Code::JwtKeyUnknown,
             JwtError::Signature => Code::JwtSignatureInvalid,
             JwtError::Expired(_) => Code::JwtExpired,
             JwtError::Audience { .. } => Code::JwtAudienceMismatch,
@@ -77,11 +83,11 @@ pub struct JwtSvid {
     pub claims: Map<String, Value>,
 }
 
-fn malformed(what: impl Into<String>) -> JwtError {
+pub(crate) fn malformed(what: impl Into<String>) -> JwtError {
     JwtError::Malformed(what.into())
 }
 
-fn algorithm(name: &str) -> Option<&'static dyn sig::VerificationAlgorithm> {
+pub(crate) fn algorithm(name: &str) -> Option<&'static dyn sig::VerificationAlgorithm> {
     Some(match name {
         "RS256" => &sig::RSA_PKCS1_2048_8192_SHA256,
         "RS384" => &sig::RSA_PKCS1_2048_8192_SHA384,
@@ -96,7 +102,7 @@ fn algorithm(name: &str) -> Option<&'static dyn sig::VerificationAlgorithm> {
     })
 }
 
-fn object(part: &str, what: &str) -> Result<Map<String, Value>, JwtError> {
+pub(crate) fn object(part: &str, what: &str) -> Result<Map<String, Value>, JwtError> {
     let bytes = URL_SAFE_NO_PAD
         .decode(part)
         .map_err(|e| malformed(format!("{what} is not base64url: {e}")))?;
@@ -107,7 +113,10 @@ fn object(part: &str, what: &str) -> Result<Map<String, Value>, JwtError> {
     }
 }
 
-fn time_claim(claims: &Map<String, Value>, name: &str) -> Result<Option<UnixTime>, JwtError> {
+pub(crate) fn time_claim(
+    claims: &Map<String, Value>,
+    name: &str,
+) -> Result<Option<UnixTime>, JwtError> {
     match claims.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Number(n)) => n

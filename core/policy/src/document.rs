@@ -5,6 +5,7 @@ mod authorization;
 mod peer;
 mod place;
 mod read;
+mod request;
 mod shapes;
 mod static_entry;
 
@@ -14,6 +15,7 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::UnixTime;
 
 use crate::modes::{Mode, Until};
+use crate::request_auth::RequestAuthentication;
 use crate::rule::AuthorizationPolicy;
 
 /// Workload labels.
@@ -26,6 +28,8 @@ pub enum Document {
     PeerAuthentication(PeerAuthentication),
     /// `security.istio.io` AuthorizationPolicy.
     AuthorizationPolicy(AuthorizationPolicy),
+    /// `security.istio.io` RequestAuthentication.
+    RequestAuthentication(RequestAuthentication),
     /// `spire.spiffe.io` ClusterStaticEntry.
     StaticEntry(StaticEntry),
 }
@@ -36,6 +40,7 @@ impl Document {
         match self {
             Document::PeerAuthentication(_) => "PeerAuthentication",
             Document::AuthorizationPolicy(_) => "AuthorizationPolicy",
+            Document::RequestAuthentication(_) => "RequestAuthentication",
             Document::StaticEntry(_) => "ClusterStaticEntry",
         }
     }
@@ -45,6 +50,7 @@ impl Document {
         match self {
             Document::PeerAuthentication(d) => &d.namespace,
             Document::AuthorizationPolicy(d) => &d.namespace,
+            Document::RequestAuthentication(d) => &d.namespace,
             Document::StaticEntry(_) => "",
         }
     }
@@ -54,6 +60,7 @@ impl Document {
         match self {
             Document::PeerAuthentication(d) => &d.name,
             Document::AuthorizationPolicy(d) => &d.name,
+            Document::RequestAuthentication(d) => &d.name,
             Document::StaticEntry(d) => &d.name,
         }
     }

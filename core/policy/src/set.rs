@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use countersign_findings::Code;
-use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_findings::{Code, Finding};
+use countersign_identity::{SpiffeId, TrustDomain, UnixTime};
 
-use crate::decision::{Attributes, Caller, Decision, Denial, Request, RuleName, Source, Verdict};
+use crate::decision::{
+    Attributes, Caller, Decision, Denial, HttpRequest, Request, RuleName, Source, Verdict,
+};
 use crate::explain::closest;
 use crate::identity::trust_domains_with_aliases;
 use crate::index::{Index, Placed};
@@ -14,6 +16,7 @@ use crate::matcher::{Facts, Matcher, Semantics};
 use crate::modes::{Mode, resolve};
 use crate::path::Normalization;
 use crate::pattern::Reach;
+use crate::request_auth::{Authenticated, Authenticator};
 use crate::rule::{Action, AuthorizationPolicy, Field, Group, Rule, Test};
 use crate::{Document, Labels, PeerAuthentication};
 
@@ -128,6 +131,7 @@ pub struct PolicySet {
     tcp: Side,
     pub(crate) allows: Allows,
     modes: Vec<PeerAuthentication>,
+    authenticator: Authenticator,
     needs_http: bool,
 }
 
@@ -149,8 +153,11 @@ impl PolicySet {
             }
         }
         policies.sort_by(|a, b| a.name.cmp(&b.name));
-        let needs_http =
-            policies.iter().filter(|p| !p.dry_run).any(|p| p.rules.iter().any(|r| r.names_http()));
+        let needs_http = documents.iter().any(|d| matches!(d, Document::RequestAuthentication(_)))
+            || policies
+                .iter()
+                .filter(|p| !p.dry_run)
+                .any(|p| p.rules.iter().any(|r| r.names_http()));
         Self {
             generation,
             http: Side::new(&policies, &matcher, |_, rule| Some(Arc::clone(rule))),
@@ -160,6 +167,7 @@ impl PolicySet {
             workload: workload.clone(),
             policies,
             modes,
+            authenticator: Authenticator::new(documents, workload),
             needs_http,
         }
     }
@@ -187,6 +195,22 @@ impl PolicySet {
     /// Whether none does.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
+    }
+
+    /// Verifies the tokens of a request (RequestAuthentication): what they prove, or why the request is
+    /// refused with 401. `query` is without `?`.
+    pub fn authenticate(
+        &self,
+        http: &HttpRequest<'_>,
+        query: &str,
+        now: UnixTime,
+    ) -> Result<Authenticated, Finding> {
+        self.authenticator.authenticate(http, query, now)
+    }
+
+    /// Whether tokens are looked at at all.
+    pub fn expects_tokens(&self) -> bool {
+        !self.authenticator.is_empty()
     }
 
     /// The mode that PeerAuthentication gives `port`, if it does.

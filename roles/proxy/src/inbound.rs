@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
-    Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request, Source, Until,
+    Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request, Source, Token,
+    Until,
 };
 use countersign_sys::tune;
 use countersign_telemetry::{ConnectionId, Direction, HandshakeRecord, Security};
@@ -167,7 +168,7 @@ impl Inbound<'_> {
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
         let allowed = self
-            .decide(&Source::Unauthenticated { reason: NoIdentity::Plaintext }, None)
+            .decide(&Source::Unauthenticated { reason: NoIdentity::Plaintext }, None, None)
             .is_allowed();
         if !allowed {
             return Speaker::of_client(speaks.await);
@@ -192,7 +193,12 @@ impl Inbound<'_> {
         Some(Authorizer::new(self.options.allow.clone(), policies))
     }
 
-    fn decide(&self, source: &Source<'_>, http: Option<HttpRequest<'_>>) -> Outcome {
+    fn decide(
+        &self,
+        source: &Source<'_>,
+        http: Option<HttpRequest<'_>>,
+        token: Option<&Token>,
+    ) -> Outcome {
         // The mode may have changed, or its end passed, since the connection was accepted.
         if let Source::Unauthenticated { .. } = source {
             let mode = self.mode();
@@ -208,7 +214,7 @@ impl Inbound<'_> {
             destination_port: self.local.port(),
             sni: self.sni.get().map(String::as_str),
             http,
-            token: None,
+            token,
         }))
     }
 
@@ -292,7 +298,7 @@ impl Inbound<'_> {
         if far.is_some() {
             return self.tcp(client, peer, early, far, count).await;
         }
-        let allowed_as_tcp = self.decide(&source_of(peer), None).is_allowed();
+        let allowed_as_tcp = self.decide(&source_of(peer), None, None).is_allowed();
         let deadline = tokio::time::Instant::now() + FIRST_BYTE;
         loop {
             let verdict = if early.starts_with(&H2_PREFACE[..early.len().min(H2_PREFACE.len())])
@@ -355,7 +361,7 @@ impl Inbound<'_> {
         upstream: Option<TcpStream>,
         count: &mut Volume,
     ) -> bool {
-        let permit = match self.permit(peer, None) {
+        let permit = match self.permit(peer, None, None) {
             Ok(permit) => permit,
             Err(finding) => {
                 self.note(peer, &finding);
@@ -372,7 +378,7 @@ impl Inbound<'_> {
                 }
             },
         };
-        let still = || self.still_permitted(peer, None);
+        let still = || self.still_permitted(peer, None, None);
         let work = relay(client, &mut far, early, count);
         match forward(permit, peer, self.shared, None, still, work).await {
             Ok(End::Finished) => true,
@@ -393,8 +399,9 @@ impl Inbound<'_> {
         &self,
         peer: Option<&Arc<PeerIdentity>>,
         http: Option<HttpRequest<'_>>,
+        token: Option<&Token>,
     ) -> Result<Permit, Finding> {
-        let result = match self.decide(&source_of(peer), http) {
+        let result = match self.decide(&source_of(peer), http, token) {
             Outcome::PlaintextEnded(mode) => Err(self.plaintext_refusal(mode)),
             Outcome::NotReady => {
                 Err(Finding::new(Code::PolicyUnavailable, "no policy has been loaded yet"))
@@ -413,9 +420,10 @@ impl Inbound<'_> {
         &self,
         peer: Option<&Arc<PeerIdentity>>,
         http: Option<HttpRequest<'_>>,
+        token: Option<&Token>,
     ) -> Result<Option<Duration>, Code> {
         let left = self.plaintext_left(peer)?;
-        match self.decide(&source_of(peer), http) {
+        match self.decide(&source_of(peer), http, token) {
             Outcome::Decided(d) if d.is_allowed() => Ok(left),
             Outcome::PlaintextEnded(_) => Err(Code::PermissiveEnded),
             _ => Err(Code::PermitWithdrawn),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use countersign_findings::Finding;
 
 use super::place::Place;
-use super::read::{check_version, selector};
+use super::read::{check_version, selector, targets};
 use super::shapes::{Doc, OperationSpec, PolicySpec, RuleSpec, SourceSpec};
 use crate::identity::{Principal, ServiceAccount};
 use crate::pattern::Pattern;
@@ -24,10 +24,12 @@ pub(super) fn read(
         Place { origin, line, title: format!("AuthorizationPolicy `{}`", doc.metadata.name) };
     check_version(&["v1", "v1beta1"], &doc.api_version, &place)?;
     let spec = doc.spec.unwrap_or_default();
-    let for_gateways = spec.target_ref.is_some() || spec.target_refs.is_some();
-    if for_gateways && spec.selector.is_some() {
-        return Err(place.invalid("spec.targetRefs", "cannot stand beside a selector"));
-    }
+    let for_gateways = targets(
+        spec.target_ref.as_ref(),
+        spec.target_refs.as_deref(),
+        spec.selector.is_some(),
+        &place,
+    )?;
     let action = match spec.action.as_deref() {
         None | Some("ALLOW") => Action::Allow,
         Some("DENY") => Action::Deny,

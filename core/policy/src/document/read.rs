@@ -3,8 +3,8 @@
 use countersign_findings::{Code, Finding};
 
 use super::place::{Place, yaml};
-use super::shapes::{Header, SelectorSpec};
-use super::{Document, Labels, authorization, peer, static_entry};
+use super::shapes::{Header, SelectorSpec, TargetRefSpec};
+use super::{Document, Labels, authorization, peer, request, static_entry};
 
 pub(super) fn read(text: &str, origin: &str, first_line: usize) -> Result<Document, Finding> {
     let header: Header = yaml(text, origin, first_line)?;
@@ -19,6 +19,10 @@ pub(super) fn read(text: &str, origin: &str, first_line: usize) -> Result<Docume
             authorization::read(yaml(text, origin, first_line)?, origin, first_line)
                 .map(Document::AuthorizationPolicy)
         }
+        ("security.istio.io", "RequestAuthentication") => {
+            request::read(yaml(text, origin, first_line)?, origin, first_line)
+                .map(Document::RequestAuthentication)
+        }
         ("spire.spiffe.io", "ClusterStaticEntry") => {
             static_entry::read(yaml(text, origin, first_line)?, origin, first_line)
                 .map(Document::StaticEntry)
@@ -28,7 +32,9 @@ pub(super) fn read(text: &str, origin: &str, first_line: usize) -> Result<Docume
             Code::UnsupportedDocument,
             format!("`{kind}` of `{}` is not supported", header.api_version),
         )
-        .expected("PeerAuthentication, AuthorizationPolicy or ClusterStaticEntry")
+        .expected(
+            "PeerAuthentication, AuthorizationPolicy, RequestAuthentication or ClusterStaticEntry",
+        )
         .at(at())),
     }
 }
@@ -55,4 +61,36 @@ pub(super) fn selector(spec: Option<SelectorSpec>, place: &Place<'_>) -> Result<
         }
     }
     Ok(labels)
+}
+
+/// Whether the policy is attached to gateways or services, which no sidecar minds (AP-1). What it is attached
+/// to is checked nevertheless.
+pub(super) fn targets(
+    one: Option<&TargetRefSpec>,
+    many: Option<&[TargetRefSpec]>,
+    has_selector: bool,
+    place: &Place<'_>,
+) -> Result<bool, Finding> {
+    if usize::from(one.is_some()) + usize::from(many.is_some()) + usize::from(has_selector) > 1 {
+        let what = "only one of targetRef, targetRefs and selector can be given";
+        return Err(place.invalid("spec", what));
+    }
+    for (i, t) in many.unwrap_or_default().iter().chain(one).enumerate() {
+        let bad =
+            |field: &str, what: &str| place.invalid(&format!("spec.targetRefs[{i}].{field}"), what);
+        let word = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        if t.name.is_empty() {
+            return Err(bad("name", "is missing"));
+        }
+        if t.kind.is_empty() || !t.kind.bytes().all(word) {
+            return Err(bad("kind", "is not a kind"));
+        }
+        if !t.group.bytes().all(|b| word(b) || b == b'.') {
+            return Err(bad("group", "is not an API group"));
+        }
+        if !t.namespace.is_empty() {
+            return Err(bad("namespace", "cannot be given: targets are in the policy's namespace"));
+        }
+    }
+    Ok(one.is_some() || many.is_some())
 }

@@ -90,9 +90,9 @@ pub(super) struct PolicySpec {
     #[serde(default)]
     pub(super) selector: Option<SelectorSpec>,
     #[serde(default)]
-    pub(super) target_ref: Option<IgnoredAny>,
+    pub(super) target_ref: Option<TargetRefSpec>,
     #[serde(default)]
-    pub(super) target_refs: Option<IgnoredAny>,
+    pub(super) target_refs: Option<Vec<TargetRefSpec>>,
     #[serde(default)]
     pub(super) action: Option<String>,
     #[serde(default)]
@@ -216,4 +216,81 @@ pub(super) struct EntrySpec {
     /// Chooses between controller managers; all of them are ours.
     #[serde(default, rename = "className")]
     pub(super) _class_name: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct RequestSpec {
+    #[serde(default)]
+    pub(super) selector: Option<SelectorSpec>,
+    #[serde(default)]
+    pub(super) target_ref: Option<TargetRefSpec>,
+    #[serde(default)]
+    pub(super) target_refs: Option<Vec<TargetRefSpec>>,
+    #[serde(default)]
+    pub(super) jwt_rules: Vec<Option<JwtRuleSpec>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct JwtRuleSpec {
+    #[serde(default)]
+    pub(super) issuer: String,
+    #[serde(default)]
+    pub(super) audiences: Vec<String>,
+    #[serde(default, alias = "jwks_uri")]
+    pub(super) jwks_uri: Option<String>,
+    #[serde(default)]
+    pub(super) jwks: Option<String>,
+    #[serde(default)]
+    pub(super) from_headers: Vec<FromHeaderSpec>,
+    #[serde(default)]
+    pub(super) from_params: Vec<String>,
+    #[serde(default)]
+    pub(super) from_cookies: Vec<String>,
+    #[serde(default)]
+    pub(super) output_payload_to_header: Option<String>,
+    #[serde(default)]
+    pub(super) forward_original_token: bool,
+    #[serde(default)]
+    pub(super) output_claim_to_headers: Vec<Option<ClaimToHeaderSpec>>,
+    #[serde(default)]
+    pub(super) timeout: Option<String>,
+    #[serde(default)]
+    pub(super) space_delimited_claims: Vec<String>,
+    #[serde(default)]
+    pub(super) presence: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FromHeaderSpec {
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) prefix: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClaimToHeaderSpec {
+    #[serde(default)]
+    pub(super) header: String,
+    #[serde(default)]
+    pub(super) claim: String,
+}
+
+/// What a policy for gateways and waypoints is attached to.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TargetRefSpec {
+    #[serde(default)]
+    pub(super) group: String,
+    #[serde(default)]
+    pub(super) kind: String,
+    #[serde(default)]
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) namespace: String,
+    #[serde(default, rename = "sectionName")]
+    pub(super) _section_name: Option<IgnoredAny>,
 }

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::{Normalization, normalize_as};
+use countersign_policy::{Authenticated, Normalization, normalize_as};
 use countersign_telemetry::ConnectionId;
 
 use super::framing::Framing;
@@ -215,22 +215,45 @@ impl<'a> RequestHead<'a> {
         }))
     }
 
+    /// The query without `?`.
+    pub(crate) fn query(&self) -> &str {
+        self.target.split_once('?').map_or("", |(_, q)| q)
+    }
+
     /// The path without query, as policies see it.
     pub(crate) fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 
     /// Writes the head for the next hop: hop-by-hop fields and identity headers removed, `identity` (a
-    /// value for X-Forwarded-Client-Cert) added.
-    pub(crate) fn write(&self, identity: Option<&str>, strip_identity: bool, out: &mut Vec<u8>) {
+    /// value for X-Forwarded-Client-Cert) added; `edits` are what verifying the request's token led to.
+    pub(crate) fn write(
+        &self,
+        identity: Option<&str>,
+        strip_identity: bool,
+        edits: Option<&Authenticated>,
+        out: &mut Vec<u8>,
+    ) {
         let named: Vec<&str> = tokens(&self.fields, "connection").collect();
         out.extend_from_slice(self.method.as_bytes());
         out.push(b' ');
-        out.extend_from_slice(self.target.as_bytes());
+        match edits {
+            Some(edits) if !edits.remove_parameters.is_empty() => {
+                out.extend_from_slice(self.without(&edits.remove_parameters).as_bytes());
+            }
+            _ => out.extend_from_slice(self.target.as_bytes()),
+        }
+        let edited = |name: &str| {
+            edits.is_some_and(|e| {
+                let set = e.add_headers.iter().map(|(n, _)| n);
+                e.remove_headers.iter().chain(set).any(|h| same_header(name, h))
+            })
+        };
         out.extend_from_slice(if self.minor == 0 { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
         for (name, value) in &self.fields {
             let dropped = is_hop_by_hop(name)
                 || !self.upgrade && is_upgrade(name)
+                || edited(name)
                 || strip_identity && IDENTITY_HEADERS.iter().any(|h| same_header(name, h))
                 || named.iter().any(|n| n.eq_ignore_ascii_case(name))
                     && !name.eq_ignore_ascii_case("upgrade");
@@ -244,7 +267,26 @@ impl<'a> RequestHead<'a> {
         if let Some(value) = identity {
             field("X-Forwarded-Client-Cert", value, out);
         }
+        for (name, value) in edits.iter().flat_map(|e| &e.add_headers) {
+            field(name, value, out);
+        }
         out.extend_from_slice(b"\r\n");
+    }
+
+    /// The target without some query parameters.
+    fn without(&self, parameters: &[String]) -> String {
+        let kept: Vec<&str> = self
+            .query()
+            .split('&')
+            .filter(|p| {
+                let name = p.split('=').next().unwrap_or_default();
+                !parameters.iter().any(|r| r == name)
+            })
+            .collect();
+        if kept.is_empty() {
+            return self.path().to_owned();
+        }
+        format!("{}?{}", self.path(), kept.join("&"))
     }
 }
 
@@ -340,6 +382,7 @@ impl ResponseHead {
 pub(crate) fn refusal(status: u16, code: Code, id: ConnectionId, close: bool) -> Vec<u8> {
     let reason = match status {
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         431 => "Request Header Fields Too Large",
         502 => "Bad Gateway",
@@ -354,8 +397,9 @@ pub(crate) fn refusal(status: u16, code: Code, id: ConnectionId, close: bool) ->
     );
     format!(
         "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         X-Countersign-Code: {code}\r\n{}\r\n{body}",
+         X-Countersign-Code: {code}\r\n{}{}\r\n{body}",
         body.len(),
+        if status == 401 { "WWW-Authenticate: Bearer error=\"invalid_token\"\r\n" } else { "" },
         if close { "Connection: close\r\n" } else { "" }
     )
     .into_bytes()
@@ -369,7 +413,7 @@ mod tests {
         match RequestHead::parse(text.as_bytes(), Normalization::Strict) {
             Ok(Some(head)) => {
                 let mut out = Vec::new();
-                head.write(Some("URI=spiffe://a/b"), true, &mut out);
+                head.write(Some("URI=spiffe://a/b"), true, None, &mut out);
                 Ok(Some(String::from_utf8(out).unwrap()))
             }
             Ok(None) => Ok(None),

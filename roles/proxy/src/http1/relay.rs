@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::Normalization;
+use countersign_policy::{Authenticated, Normalization};
 use countersign_telemetry::ConnectionId;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
@@ -24,8 +24,8 @@ const HEAD: Duration = Duration::from_secs(10);
 
 /// What happens to one request.
 pub(crate) enum Next<'a> {
-    /// It goes on, with this value for X-Forwarded-Client-Cert.
-    Forward(Option<&'a str>),
+    /// It goes on, with this value for X-Forwarded-Client-Cert, and changed like this.
+    Forward(Option<&'a str>, Option<Box<Authenticated>>),
     /// It is answered by us.
     Refuse(Finding),
 }
@@ -220,8 +220,9 @@ async fn one<C: Relayed, E: Exchange>(
         match RequestHead::parse(client.bytes(), exchange.normalization()) {
             Ok(Some(head)) => {
                 let next = exchange.judge(&head);
-                if let Next::Forward(identity) = &next {
-                    head.write(*identity, exchange.strips_identity(), &mut out);
+                if let Next::Forward(identity, edits) = &next {
+                    let strips = exchange.strips_identity();
+                    head.write(*identity, strips, edits.as_deref(), &mut out);
                 }
                 // All that matters of the method once the head is written.
                 method = if head.method == "HEAD" { "HEAD" } else { "" };
@@ -251,11 +252,10 @@ async fn one<C: Relayed, E: Exchange>(
     end.requests += 1;
     if let Next::Refuse(finding) = next {
         client.consume(len);
-        let status = if finding.code == Code::PolicyUnavailable { 503 } else { 403 };
         // A body that nobody reads cannot be told from the next request.
         let close = !framing.is_done() || !keep_alive;
         exchange.refused(&finding);
-        answer(client, status, finding.code, id, close).await;
+        answer(client, status_of(finding.code), finding.code, id, close).await;
         return Ok(if close { Outcome::Close } else { Outcome::KeepAlive });
     }
     exchange.under_way(Some(&client.bytes()[..len]));
@@ -302,6 +302,20 @@ async fn one<C: Relayed, E: Exchange>(
             }
             Err(finding)
         }
+    }
+}
+
+/// How a refused request is answered.
+fn status_of(code: Code) -> u16 {
+    match code {
+        Code::PolicyUnavailable => 503,
+        Code::JwtMalformed
+        | Code::JwtAlgorithmRefused
+        | Code::JwtKeyUnknown
+        | Code::JwtSignatureInvalid
+        | Code::JwtExpired
+        | Code::JwtAudienceMismatch => 401,
+        _ => 403,
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
-    Authorizer, HttpRequest, Normalization, Permit, PolicySet, Request, Workload,
+    Authenticated, Authorizer, HttpRequest, Normalization, Permit, PolicySet, Request, Workload,
 };
 use countersign_telemetry::Direction;
+use countersign_tls::current_time;
 use countersign_x509::{PeerIdentity, hex};
 use tokio::net::TcpStream;
 
@@ -125,10 +126,26 @@ impl HttpInbound<'_> {
     fn still_permitted(&self) -> Result<Option<Duration>, Code> {
         let head = self.head.lock().unwrap_or_else(|e| e.into_inner());
         match RequestHead::parse(&head, self.normalization()) {
-            Ok(Some(head)) => self.connection.still_permitted(self.peer, Some(parts(&head))),
+            Ok(Some(head)) => {
+                let authenticated = authenticate(self.connection, &head).map_err(|e| e.code)?;
+                let token = authenticated.as_ref().and_then(|a| a.token.as_ref());
+                self.connection.still_permitted(self.peer, Some(parts(&head)), token)
+            }
             _ => self.connection.plaintext_left(self.peer),
         }
     }
+}
+
+/// What the request's token proves, if policies ask for tokens.
+fn authenticate(
+    connection: &Inbound<'_>,
+    head: &RequestHead<'_>,
+) -> Result<Option<Box<Authenticated>>, Finding> {
+    let Some(policies) = connection.shared.policies.load_full() else { return Ok(None) };
+    if !policies.expects_tokens() {
+        return Ok(None);
+    }
+    policies.authenticate(&parts(head), head.query(), current_time()).map(|a| Some(Box::new(a)))
 }
 
 fn parts<'a>(head: &'a RequestHead<'_>) -> HttpRequest<'a> {
@@ -139,8 +156,17 @@ impl Exchange for HttpInbound<'_> {
     type Upstream = TcpStream;
 
     fn judge(&self, request: &RequestHead<'_>) -> Next<'_> {
-        match self.connection.permit(self.peer, Some(parts(request))) {
-            Ok(_permit) => Next::Forward(self.identity.as_deref()),
+        let shared = self.connection.shared;
+        let authenticated = match authenticate(self.connection, request) {
+            Ok(authenticated) => authenticated,
+            Err(finding) => {
+                shared.metrics.decided(Direction::Inbound, Some(finding.code));
+                return Next::Refuse(finding);
+            }
+        };
+        let token = authenticated.as_ref().and_then(|a| a.token.as_ref());
+        match self.connection.permit(self.peer, Some(parts(request)), token) {
+            Ok(_permit) => Next::Forward(self.identity.as_deref(), authenticated),
             Err(finding) => Next::Refuse(finding),
         }
     }

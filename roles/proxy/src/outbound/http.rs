@@ -80,7 +80,7 @@ impl Exchange for HttpOutbound<'_> {
     type Upstream = PeerStream;
 
     fn judge(&self, _: &RequestHead<'_>) -> Next<'_> {
-        Next::Forward(None)
+        Next::Forward(None, None)
     }
 
     async fn connect(&self) -> Result<PeerStream, Finding> {

@@ -342,3 +342,43 @@ async fn plaintext_connections_end_with_the_permissive_period() {
         assert_eq!(kit.records.code().await, "CS2103");
     }
 }
+
+#[tokio::test]
+async fn tokens_are_verified_and_stay_with_the_proxy() {
+    let kit = Kit::new();
+    let issuer = countersign_testkit::TokenIssuer::new("https://idp.test");
+    let policies = format!(
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: jwt, namespace: default}}\n\
+         spec: {{jwtRules: [{{issuer: '{}', jwks: '{}', outputClaimToHeaders: [{{header: X-Sub, claim: sub}}]}}]}}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: members, namespace: default}}\n\
+         spec: {{rules: [{{from: [{{source: {{requestPrincipals: ['https://idp.test/alice']}}}}]}}]}}\n",
+        issuer.name,
+        issuer.jwks()
+    );
+    let strict = PeerMode::Fixed(Mode::Strict);
+    let proxy = kit.inbound_with(mirror().await, Protocol::Http, strict, &[&policies]).await;
+    let now = countersign_tls::current_time();
+    let get = |query: &str, field: &str| {
+        format!("GET /a{query} HTTP/1.1\r\nHost: x\r\nX-Sub: mallory\r\n{field}\r\n")
+    };
+    let bearer = |t: &str| format!("Authorization: Bearer {t}\r\n");
+    let good = issuer.token(now, &serde_json::json!({}));
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    for (query, field) in
+        [(String::new(), bearer(&good)), (format!("?a=1&access_token={good}&b=2"), String::new())]
+    {
+        let got = ask(&mut tls, &get(&query, &field), "URI=").await;
+        assert!(got.starts_with("HTTP/1.1 200") && got.contains("x-sub: alice\r\n"), "{got}");
+        assert!(!got.contains(&good) && !got.contains("mallory"), "{got}");
+        assert!(query.is_empty() || got.contains("GET /a?a=1&b=2 HTTP/1.1"), "{got}");
+    }
+    let none = ask(&mut tls, &get("", ""), "}").await;
+    assert!(none.contains("403") && none.contains("CS3002"), "no token, no identity: {none}");
+    let bob = issuer.token(now, &serde_json::json!({"sub": "bob"}));
+    assert!(ask(&mut tls, &get("", &bearer(&bob)), "}").await.contains("CS3002"));
+    let forged = countersign_testkit::TokenIssuer::new("https://idp.test");
+    let forged = forged.token(now, &serde_json::json!({}));
+    let refused = ask(&mut tls, &get("", &bearer(&forged)), "}").await;
+    assert!(refused.starts_with("HTTP/1.1 401 ") && refused.contains("CS1104"), "{refused}");
+    assert!(refused.contains("WWW-Authenticate: Bearer"), "{refused}");
+}

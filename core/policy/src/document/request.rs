@@ -1,0 +1,132 @@
+//! RequestAuthentication (RA-7).
+
+use std::sync::Arc;
+
+use countersign_findings::Finding;
+use countersign_jose::KeySet;
+
+use super::place::Place;
+use super::read::{check_version, selector, targets};
+use super::shapes::{Doc, JwtRuleSpec, RequestSpec};
+use crate::request_auth::{JwtRule, Location, RequestAuthentication};
+
+pub(super) fn read(
+    doc: Doc<RequestSpec>,
+    origin: &str,
+    line: usize,
+) -> Result<RequestAuthentication, Finding> {
+    let place =
+        Place { origin, line, title: format!("RequestAuthentication `{}`", doc.metadata.name) };
+    check_version(&["v1", "v1beta1"], &doc.api_version, &place)?;
+    let spec = doc.spec.unwrap_or_default();
+    let for_gateways = targets(
+        spec.target_ref.as_ref(),
+        spec.target_refs.as_deref(),
+        spec.selector.is_some(),
+        &place,
+    )?;
+    let mut rules = Vec::new();
+    for (i, rule) in spec.jwt_rules.into_iter().enumerate() {
+        let at = format!("spec.jwtRules[{i}]");
+        let rule = rule.ok_or_else(|| place.invalid(&at, "is null"))?;
+        rules.push(Arc::new(jwt_rule(rule, &at, &place)?));
+    }
+    Ok(RequestAuthentication {
+        name: doc.metadata.name,
+        namespace: doc.metadata.namespace.unwrap_or_else(|| "default".into()),
+        selector: selector(spec.selector, &place)?,
+        for_gateways,
+        rules,
+    })
+}
+
+/// The name of a header field, in lower case.
+fn header_name(name: &str) -> Option<String> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    (!name.is_empty() && name.bytes().all(token)).then(|| name.to_ascii_lowercase())
+}
+
+fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, Finding> {
+    let bad = |field: &str, what: &str| place.invalid(&format!("{at}.{field}"), what);
+    if spec.issuer.is_empty() {
+        return Err(bad("issuer", "is missing"));
+    }
+    for (field, list) in [
+        ("audiences", &spec.audiences),
+        ("fromParams", &spec.from_params),
+        ("fromCookies", &spec.from_cookies),
+        ("spaceDelimitedClaims", &spec.space_delimited_claims),
+    ] {
+        if list.iter().any(String::is_empty) {
+            return Err(bad(field, "holds an empty value"));
+        }
+    }
+    if spec.timeout.as_deref().is_some_and(|t| !is_duration(t)) {
+        return Err(bad("timeout", "is not a duration like 5s"));
+    }
+    let keys = match (&spec.jwks, &spec.jwks_uri) {
+        (Some(_), Some(_)) => return Err(bad("jwks", "cannot stand beside jwksUri")),
+        (Some(text), None) => {
+            KeySet::parse(text.as_bytes()).map(Arc::new).map_err(|e| bad("jwks", &e.to_string()))?
+        }
+        // Without keys every token would be refused, which nobody would understand.
+        (None, _) => {
+            return Err(place
+                .unsupported(&format!("{at}.jwksUri"))
+                .hint("put the issuer's keys into `jwks`"));
+        }
+    };
+    let mut locations = Vec::new();
+    for (i, h) in spec.from_headers.iter().enumerate() {
+        let name = header_name(&h.name)
+            .ok_or_else(|| bad(&format!("fromHeaders[{i}].name"), "is no header field name"))?;
+        locations.push(Location::Header { name, prefix: h.prefix.clone() });
+    }
+    locations.extend(spec.from_params.into_iter().map(Location::Parameter));
+    locations.extend(spec.from_cookies.into_iter().map(Location::Cookie));
+    if locations.is_empty() {
+        let bearer = "Bearer ".to_owned();
+        locations.push(Location::Header { name: "authorization".into(), prefix: bearer });
+        locations.push(Location::Parameter("access_token".into()));
+    }
+    let payload_header = match &spec.output_payload_to_header {
+        None => None,
+        Some(name) => Some(
+            header_name(name)
+                .ok_or_else(|| bad("outputPayloadToHeader", "is no header field name"))?,
+        ),
+    };
+    let mut claim_headers = Vec::new();
+    for (i, c) in spec.output_claim_to_headers.iter().enumerate() {
+        let field = format!("outputClaimToHeaders[{i}]");
+        let c = c.as_ref().ok_or_else(|| bad(&field, "is null"))?;
+        let name = header_name(&c.header)
+            .ok_or_else(|| bad(&format!("{field}.header"), "is no header field name"))?;
+        if c.claim.is_empty() {
+            return Err(bad(&format!("{field}.claim"), "is empty"));
+        }
+        claim_headers.push((name, c.claim.split('.').map(str::to_owned).collect()));
+    }
+    let required = match spec.presence.as_deref() {
+        None | Some("OPTIONAL" | "UNSPECIFIED" | "PRESENCE_UNSPECIFIED") => false,
+        Some("REQUIRED") => true,
+        Some(_) => return Err(bad("presence", "must be REQUIRED or OPTIONAL")),
+    };
+    Ok(JwtRule {
+        issuer: spec.issuer,
+        audiences: spec.audiences,
+        keys,
+        locations,
+        forward: spec.forward_original_token,
+        payload_header,
+        claim_headers,
+        space_delimited: spec.space_delimited_claims,
+        required,
+    })
+}
+
+fn is_duration(text: &str) -> bool {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = &text[number.len()..];
+    ["ms", "s", "m", "h"].contains(&unit) && number.parse::<f64>().is_ok_and(|n| n > 0.0)
+}
