@@ -222,6 +222,11 @@ impl PolicySet {
         if a.http.is_some() { &self.http } else { &self.tcp }
     }
 
+    /// Whether some policy is AUDIT or only tried out.
+    pub fn audits(&self) -> bool {
+        !self.http.audit.rules().is_empty() || !self.tcp.audit.rules().is_empty()
+    }
+
     /// Names of AUDIT and dry-run policies that match; they never change the decision.
     pub fn audited(&self, request: &Request<'_>) -> BTreeSet<&str> {
         let a = Attributes::from(request);

@@ -129,6 +129,7 @@ pub struct Metrics {
     open: Family<Connection, Gauge>,
     authorizations: Family<Authorization, Counter>,
     cut: Family<Reason, Counter>,
+    audited: Counter,
     bytes: Family<Way, Counter>,
     requests: Family<Way, Counter>,
     rotations: Family<Kind, Counter>,
@@ -169,6 +170,7 @@ impl Metrics {
             open: Family::default(),
             authorizations: Family::default(),
             cut: Family::default(),
+            audited: Counter::default(),
             bytes: Family::default(),
             requests: Family::default(),
             rotations: Family::default(),
@@ -235,6 +237,11 @@ impl Metrics {
             "Payload relayed",
             Unit::Bytes,
             m.bytes.clone(),
+        );
+        r.register(
+            "countersign_proxy_audited",
+            "AUDIT and tried-out policies that matched",
+            m.audited.clone(),
         );
         r.register("countersign_proxy_http_requests", "HTTP requests relayed", m.requests.clone());
         r.register(
@@ -342,6 +349,11 @@ impl Metrics {
     /// A live connection that was ended.
     pub fn cut(&self, code: Code) {
         self.cut.get_or_create(&Reason { reason: code.slug() }).inc();
+    }
+
+    /// An AUDIT or tried-out policy that matched.
+    pub fn audited(&self) {
+        self.audited.inc();
     }
 
     /// HTTP requests relayed on one connection.

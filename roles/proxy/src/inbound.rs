@@ -207,15 +207,7 @@ impl Inbound<'_> {
             }
         }
         let Some(authorizer) = self.authorizer() else { return Outcome::NotReady };
-        Outcome::Decided(authorizer.decide(&Request {
-            source: *source,
-            source_ip: self.from.ip(),
-            destination_ip: self.local.ip(),
-            destination_port: self.local.port(),
-            sni: self.sni.get().map(String::as_str),
-            http,
-            token,
-        }))
+        Outcome::Decided(authorizer.decide(&self.request(*source, http, token)))
     }
 
     async fn tls(&self, stream: TcpStream) {
@@ -401,6 +393,7 @@ impl Inbound<'_> {
         http: Option<HttpRequest<'_>>,
         token: Option<&Token>,
     ) -> Result<Permit, Finding> {
+        self.audit(peer, http, token);
         let result = match self.decide(&source_of(peer), http, token) {
             Outcome::PlaintextEnded(mode) => Err(self.plaintext_refusal(mode)),
             Outcome::NotReady => {
@@ -412,6 +405,53 @@ impl Inbound<'_> {
         };
         self.shared.metrics.decided(Direction::Inbound, result.as_ref().err().map(|f| f.code));
         result
+    }
+
+    /// Reports which AUDIT and tried-out policies match. They decide nothing.
+    fn audit(
+        &self,
+        peer: Option<&Arc<PeerIdentity>>,
+        http: Option<HttpRequest<'_>>,
+        token: Option<&Token>,
+    ) {
+        let Some(policies) = self.shared.policies.load_full().filter(|p| p.audits()) else {
+            return;
+        };
+        let request = self.request(source_of(peer), http, token);
+        for policy in policies.audited(&request) {
+            self.shared.metrics.audited();
+            tracing::info!(connection = %self.id, source = who(peer, self.from), policy, "audit: policy matches");
+            if self.shared.log.is_on() {
+                self.shared.log.write(HandshakeRecord {
+                    event: "audit",
+                    connection_id: self.id.to_string(),
+                    direction: "inbound",
+                    source_workload: who(peer, self.from),
+                    destination_workload: self.destination(),
+                    source_identity: peer.map(|p| p.id().to_string()),
+                    result: "success",
+                    message: format!("policy {policy} matches"),
+                    ..HandshakeRecord::default()
+                });
+            }
+        }
+    }
+
+    fn request<'a>(
+        &'a self,
+        source: Source<'a>,
+        http: Option<HttpRequest<'a>>,
+        token: Option<&'a Token>,
+    ) -> Request<'a> {
+        Request {
+            source,
+            source_ip: self.from.ip(),
+            destination_ip: self.local.ip(),
+            destination_port: self.local.port(),
+            sni: self.sni.get().map(String::as_str),
+            http,
+            token,
+        }
     }
 
     /// Whether what is under way may go on, and until when that holds: plaintext, as long as the mode

@@ -382,3 +382,29 @@ async fn tokens_are_verified_and_stay_with_the_proxy() {
     assert!(refused.starts_with("HTTP/1.1 401 ") && refused.contains("CS1104"), "{refused}");
     assert!(refused.contains("WWW-Authenticate: Bearer"), "{refused}");
 }
+
+#[tokio::test]
+async fn audit_policies_report_and_decide_nothing() {
+    let kit = Kit::new();
+    let policies = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: watch, namespace: default}\n\
+         spec: {action: AUDIT, rules: [{to: [{operation: {paths: [/a]}}]}]}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+         metadata: {name: trial, namespace: default, annotations: {istio.io/dry-run: 'true'}}\n\
+         spec: {action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}\n";
+    let strict = PeerMode::Fixed(Mode::Strict);
+    let proxy = kit.inbound_with(mirror().await, Protocol::Http, strict, &[policies]).await;
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    for path in ["/a", "/b"] {
+        let get = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(ask(&mut tls, &get, "URI=").await.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    let reports: Vec<String> = kit
+        .records
+        .all()
+        .iter()
+        .filter(|r| r["event"] == "audit")
+        .map(|r| r["message"].as_str().unwrap().to_owned())
+        .collect();
+    let (trial, watch) = ("policy default/trial matches", "policy default/watch matches");
+    assert_eq!(reports, [trial, watch, trial]);
+}

@@ -89,7 +89,7 @@ impl api::admin_server::Admin for Service {
                     format!("{place}: expected one document, found {}", parsed.len()),
                 )));
             };
-            if !matches!(one, Document::PeerAuthentication(_) | Document::AuthorizationPolicy(_)) {
+            if matches!(one, Document::StaticEntry(_)) {
                 return Err(fail(Finding::new(
                     Code::UnsupportedDocument,
                     format!("{place}: `{}` is not a policy", one.kind()),
