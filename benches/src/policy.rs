@@ -48,6 +48,7 @@ fn measure(
         let headers = [("user-agent", "bench"), ("accept", "*/*")];
         let a = Attributes {
             caller: Caller::Identity(id),
+            certificate: None,
             source_ip: Some([127, 0, 0, 1].into()),
             remote_ip: None,
             destination_ip: Some([127, 0, 0, 1].into()),

@@ -8,6 +8,7 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, UnixTime};
 use countersign_x509::PeerIdentity;
 
+use crate::certificate::CertificateFacts;
 use crate::token::Token;
 
 /// Why a caller has no identity. Absence has a reason.
@@ -78,6 +79,8 @@ pub enum Caller<'a> {
 pub struct Attributes<'a> {
     /// Who calls.
     pub caller: Caller<'a>,
+    /// The caller's certificate, if it has one.
+    pub certificate: Option<CertificateFacts<'a>>,
     /// From where.
     pub source_ip: Option<IpAddr>,
     /// From where originally, as trusted proxies tell.
@@ -100,6 +103,10 @@ impl<'a> From<&Request<'a>> for Attributes<'a> {
             caller: match r.source {
                 Source::Peer(peer) => Caller::Identity(peer.id()),
                 Source::Unauthenticated { .. } => Caller::Nobody,
+            },
+            certificate: match r.source {
+                Source::Peer(peer) => Some(CertificateFacts::of(peer.leaf())),
+                Source::Unauthenticated { .. } => None,
             },
             source_ip: Some(r.source_ip),
             remote_ip: Some(r.source_ip),

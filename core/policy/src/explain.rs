@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use countersign_findings::Code;
 
+use crate::certificate::CertificateFacts;
 use crate::decision::{Attributes, Caller, Denial, Verdict};
 use crate::index::Index;
 use crate::matcher::{Facts, Matcher};
@@ -177,10 +178,27 @@ fn presented(test: &Test, a: &Attributes<'_>) -> Option<String> {
         Test::Claim(path, _) => {
             a.token.is_some_and(|t| t.any(&path.0, |_| true)).then(|| "another value".to_owned())
         }
+        Test::CertificateSubject(name, _) => of(a, |c| all_named(c.subject, name)),
+        Test::CertificateExtension(oid, _) => of(a, |c| all_named(c.extensions, oid)),
+        Test::CertificateDns(_) => of(a, |c| c.dns_names.join(", ")),
+        Test::CertificatePins(_) => {
+            let pin = a.certificate.and_then(|c| c.spki_sha256);
+            pin.map(|pin| crate::certificate::Pin(pin).to_string())
+        }
         Test::RequestPrincipals(_) => a.token.map(|t| format!("{}/{}", t.issuer(), t.subject())),
         Test::Audiences(_) => a.token.map(|_| "another audience".to_owned()),
         Test::Presenter(_) => a.token.map(|t| t.presenter().to_owned()),
     }
+}
+
+fn of(a: &Attributes<'_>, text: impl Fn(CertificateFacts<'_>) -> String) -> Option<String> {
+    a.certificate.map(text).filter(|t| !t.is_empty())
+}
+
+fn all_named(values: &[(String, String)], name: &str) -> String {
+    let all: Vec<&str> =
+        values.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect();
+    all.join(", ")
 }
 
 /// The refusal when nothing allows: names the rule that came closest and its first failing field.

@@ -10,6 +10,7 @@
 //! [`Permit`] comes only out of a decision; the proxy forwards only with a permit. Previews work on
 //! [`Attributes`], which may be made up, and get a [`Verdict`], which permits nothing.
 
+mod certificate;
 mod decision;
 mod document;
 mod explain;
@@ -25,6 +26,7 @@ mod rule;
 mod set;
 mod token;
 
+pub use certificate::CertificateFacts;
 pub use decision::{
     Attributes, Caller, Decision, Denial, HttpRequest, NoIdentity, Permit, Request, RuleName,
     Source, Verdict,

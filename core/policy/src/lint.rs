@@ -138,6 +138,10 @@ fn is_about_the_caller(test: &Test) -> bool {
             | Test::Claim(..)
             | Test::SourceIps(_)
             | Test::RemoteIps(_)
+            | Test::CertificateSubject(..)
+            | Test::CertificateExtension(..)
+            | Test::CertificateDns(_)
+            | Test::CertificatePins(_)
     )
 }
 
@@ -320,6 +324,10 @@ fn covers(wide: &Field, narrow: &Field) -> bool {
         ) => a == b && all(w, n),
         (Test::Header(a, w), Test::Header(b, n)) => a == b && all(w, n),
         (Test::Claim(a, w), Test::Claim(b, n)) => a == b && all(w, n),
+        (Test::CertificateSubject(a, w), Test::CertificateSubject(b, n))
+        | (Test::CertificateExtension(a, w), Test::CertificateExtension(b, n)) => {
+            a == b && all(w, n)
+        }
         (
             Test::ServiceAccounts { any_domain: a, .. },
             Test::ServiceAccounts { any_domain: b, .. },

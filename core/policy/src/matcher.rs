@@ -128,6 +128,19 @@ impl Matcher {
             Test::Presenter(list) => {
                 a.token.is_some_and(|t| t.any(&["azp".to_owned()], |v| any(list, v)))
             }
+            Test::CertificateSubject(name, list) => {
+                a.certificate.is_some_and(|c| named(c.subject, name, list))
+            }
+            Test::CertificateExtension(oid, list) => {
+                a.certificate.is_some_and(|c| named(c.extensions, oid, list))
+            }
+            Test::CertificateDns(list) => {
+                a.certificate.is_some_and(|c| c.dns_names.iter().any(|d| any(list, d)))
+            }
+            Test::CertificatePins(list) => a
+                .certificate
+                .and_then(|c| c.spki_sha256)
+                .is_some_and(|pin| list.iter().any(|p| p.0 == pin)),
             Test::Claim(path, list) => a.token.is_some_and(|t| t.any(&path.0, |v| any(list, v))),
         }
     }
@@ -166,6 +179,11 @@ fn name(test: &Test, name: &str) -> bool {
 
 fn any(list: &[Pattern], value: &str) -> bool {
     list.iter().any(|p| p.matches(value))
+}
+
+/// Whether some value of that name matches.
+fn named(values: &[(String, String)], name: &str, list: &[Pattern]) -> bool {
+    values.iter().any(|(n, v)| n == name && any(list, v))
 }
 
 fn within(list: &[Cidr], ip: Option<std::net::IpAddr>) -> bool {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::Labels;
+use crate::certificate::Pin;
 use crate::identity::{Principal, ServiceAccount};
 use crate::pattern::{Cidr, HostPattern, PathPattern, Pattern};
 use crate::token::{ClaimPath, RequestPrincipal};
@@ -102,6 +103,10 @@ pub(crate) enum Test {
     Audiences(Vec<Pattern>),
     Presenter(Vec<Pattern>),
     Claim(ClaimPath, Vec<Pattern>),
+    CertificateSubject(String, Vec<Pattern>),
+    CertificateExtension(String, Vec<Pattern>),
+    CertificateDns(Vec<Pattern>),
+    CertificatePins(Vec<Pin>),
 }
 
 impl Test {
@@ -135,7 +140,11 @@ impl Test {
             | Test::Header(_, l)
             | Test::Audiences(l)
             | Test::Presenter(l)
-            | Test::Claim(_, l) => all(l),
+            | Test::Claim(_, l)
+            | Test::CertificateSubject(_, l)
+            | Test::CertificateExtension(_, l)
+            | Test::CertificateDns(l) => all(l),
+            Test::CertificatePins(l) => all(l),
             Test::SourceIps(l) | Test::RemoteIps(l) | Test::DestinationIps(l) => all(l),
             Test::Ports(l) => all(l),
             Test::Hosts(l) => all(l),

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use countersign_findings::Code;
 use countersign_identity::{BundleSet, UnixTime};
 use countersign_policy::{
-    Attributes, Caller, HttpRequest, Labels, Mesh, Mode, NoIdentity, Outcome, PolicySet, Request,
-    Semantics, Source, Token, Until, Verdict, Workload, parse,
+    Attributes, Caller, CertificateFacts, HttpRequest, Labels, Mesh, Mode, NoIdentity, Outcome,
+    PolicySet, Request, Semantics, Source, Token, Until, Verdict, Workload, parse,
 };
 use countersign_testkit::TestCa;
 use countersign_x509::{CertificateDer, Crls, PeerIdentity, PeerRole, TrustStore};
@@ -204,6 +204,7 @@ fn http_fields_and_conditions() {
 fn attributes<'a>(caller: Caller<'a>, http: Option<HttpRequest<'a>>) -> Attributes<'a> {
     Attributes {
         caller,
+        certificate: None,
         source_ip: Some([10, 1, 2, 3].into()),
         remote_ip: Some([192, 0, 2, 1].into()),
         destination_ip: Some([127, 0, 0, 1].into()),
@@ -678,4 +679,45 @@ fn pn_6_paths_of_policies_are_in_the_normal_form_of_requests() {
     // The beginning of a name is not a dot segment.
     assert!(allows("[{to: [{operation: {paths: ['/a/..*']}}]}]", &at("/a/..b")));
     assert!(!allows("[{to: [{operation: {paths: ['/a/..*']}}]}]", &at("/b")));
+}
+
+#[test]
+fn conditions_on_the_callers_certificate() {
+    let web = spiffe("spiffe://corp.test/ns/shop/sa/web");
+    let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    let subject = [pair("CN", "web-1"), pair("OU", "shop"), pair("OU", "payments")];
+    let extensions = [pair("1.3.6.1.4.1.99999.1", "prod")];
+    let facts = CertificateFacts {
+        subject: &subject,
+        extensions: &extensions,
+        dns_names: &["web.corp.test".to_owned()],
+        spki_sha256: Some([0xab; 32]),
+    };
+    let with = Attributes { certificate: Some(facts), ..attributes(Caller::Identity(&web), None) };
+    let without = attributes(Caller::Identity(&web), None);
+    let pin = "ab".repeat(32);
+    for (key, hit, miss) in [
+        ("subject[OU]", "payments", "bank"),
+        ("subject[cn]", "web-*", "api-*"),
+        ("extension[1.3.6.1.4.1.99999.1]", "prod", "dev"),
+        ("dns", "*.corp.test", "corp.test"),
+        ("spki", &format!("sha256:{pin}"), &format!("sha256:{}", "cd".repeat(32))),
+        (
+            "spki",
+            "sha256/q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s=",
+            "sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+        ),
+    ] {
+        let rules =
+            |v: &str| format!("[{{when: [{{key: 'source.certificate.{key}', values: ['{v}']}}]}}]");
+        assert!(allows(&rules(hit), &with), "{key} {hit}");
+        assert!(!allows(&rules(miss), &with), "{key} {miss}");
+        assert!(!allows(&rules(hit), &without), "{key}: absent");
+    }
+    for bad in ["subject[XX]", "extension[1]", "extension[a.b]", "serial", "subject"] {
+        let rules = format!("[{{when: [{{key: 'source.certificate.{bad}', values: [a]}}]}}]");
+        assert!(parse(&policy("a", "ALLOW", &rules), "t").is_err(), "{bad}");
+    }
+    let rules = "[{when: [{key: source.certificate.spki, values: ['*']}]}]";
+    assert!(parse(&policy("a", "ALLOW", rules), "t").is_err(), "a pin is no pattern");
 }

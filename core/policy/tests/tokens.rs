@@ -227,6 +227,7 @@ fn policies_can_ask_for_what_a_token_says() {
         let token = set.authenticate(&http, "", NOW).unwrap().token;
         let a = Attributes {
             caller: Caller::Identity(&id),
+            certificate: None,
             source_ip: None,
             remote_ip: None,
             destination_ip: None,

@@ -9,7 +9,7 @@ use x509_cert::ext::pkix::{
     SubjectAltName, SubjectKeyIdentifier,
 };
 
-use crate::{hex, sha256};
+use crate::{attributes, hex, sha256};
 
 /// The facts of one certificate. Parsed, not judged: an expired or self-made certificate has them too.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,12 @@ pub struct CertInfo {
     pub key_type: String,
     /// Signature algorithm, named or as OID.
     pub signature_algorithm: String,
+    /// Subject attributes that are text, by short name (`CN`, `O`, `OU`) or OID, in order.
+    pub subject_attributes: Vec<(String, String)>,
+    /// Extensions that X.509 does not define, by OID: their text, or their bytes in hex.
+    pub private_extensions: Vec<(String, String)>,
+    /// SHA-256 of SubjectPublicKeyInfo: the pin of its key.
+    pub spki_sha256: [u8; 32],
     /// SHA-256 of the whole certificate.
     pub sha256: [u8; 32],
 }
@@ -120,7 +126,11 @@ impl CertInfo {
             .map_err(fail)?
             .map(|(_, eku)| eku.0.iter().map(ToString::to_string).collect());
         let spki = tbs.subject_public_key_info();
+        let spki_der = spki.to_der().map_err(fail)?;
         Ok(Self {
+            subject_attributes: attributes::subject(tbs),
+            private_extensions: attributes::private_extensions(tbs),
+            spki_sha256: sha256(&spki_der),
             serial: hex(strip_leading_zero(tbs.serial_number().as_bytes())),
             subject: tbs.subject().to_string(),
             issuer: tbs.issuer().to_string(),
@@ -147,7 +157,7 @@ impl CertInfo {
                 .map_err(fail)?
                 .and_then(|(_, aki)| aki.key_identifier)
                 .map(|id| id.as_bytes().to_vec()),
-            spki_der: spki.to_der().map_err(fail)?,
+            spki_der,
             key_type: key_type(spki),
             signature_algorithm: signature_name(&cert.signature_algorithm().oid.to_string()),
             sha256: sha256(der),

@@ -8,6 +8,7 @@
 pub use rustls_pki_types::CertificateDer;
 
 mod anchors;
+mod attributes;
 mod cert_info;
 mod chain_error;
 pub mod csr;

@@ -8,6 +8,7 @@ use countersign_findings::Finding;
 use super::place::Place;
 use super::read::{check_version, selector, targets};
 use super::shapes::{Doc, OperationSpec, PolicySpec, RuleSpec, SourceSpec};
+use crate::certificate::{attribute_name, oid};
 use crate::identity::{Principal, ServiceAccount};
 use crate::pattern::Pattern;
 use crate::rule::{Action, AuthorizationPolicy, Field, Group, Rule, Test};
@@ -270,6 +271,9 @@ impl Reader<'_> {
                         _ => Ok(Test::Header(name, patterns()?)),
                     };
                 }
+                if let Some(rest) = key.strip_prefix("source.certificate.") {
+                    return self.certificate(rest, list, at);
+                }
                 if key.starts_with("experimental.envoy.filters.") {
                     // Facts of Envoy's filters do not exist here. Taken for absent, a DENY on them would
                     // never refuse.
@@ -280,8 +284,35 @@ impl Reader<'_> {
         })
     }
 
+    /// Keys of our own: what the caller's certificate says.
+    fn certificate(&self, key: &str, list: &[String], at: &str) -> Result<Test, Finding> {
+        let patterns = || self.all(list, at, str::parse::<Pattern>);
+        let named = |prefix: &str| {
+            key.strip_prefix(prefix)
+                .and_then(|k| k.strip_prefix('['))
+                .and_then(|k| k.strip_suffix(']'))
+        };
+        if let Some(name) = named("subject") {
+            let name = attribute_name(name).map_err(|e| self.place.invalid(at, e))?;
+            return Ok(Test::CertificateSubject(name, patterns()?));
+        }
+        if let Some(name) = named("extension") {
+            let name = oid(name).map_err(|e| self.place.invalid(at, e))?;
+            return Ok(Test::CertificateExtension(name, patterns()?));
+        }
+        match key {
+            "dns" => Ok(Test::CertificateDns(patterns()?)),
+            "spki" => Ok(Test::CertificatePins(self.all(list, at, str::parse)?)),
+            _ => Err(self.unknown_key(&format!("source.certificate.{key}"), at)),
+        }
+    }
+
     fn unknown_key(&self, key: &str, at: &str) -> Finding {
-        const KNOWN: [&str; 14] = [
+        const KNOWN: [&str; 18] = [
+            "source.certificate.subject[OU]",
+            "source.certificate.extension[OID]",
+            "source.certificate.dns",
+            "source.certificate.spki",
             "source.ip",
             "remote.ip",
             "source.namespace",

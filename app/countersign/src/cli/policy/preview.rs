@@ -1,7 +1,7 @@
 //! Deciding about requests that nobody made: flags, requests as JSON, compiled sets by destination.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -11,8 +11,8 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_keys::read_bounded;
 use countersign_policy::{
-    Attributes, Caller, Denial, Document, HttpRequest, Labels, Mesh, PolicySet, Token, Verdict,
-    Workload, normalize_as,
+    Attributes, Caller, CertificateFacts, Denial, Document, HttpRequest, Labels, Mesh, PolicySet,
+    Token, Verdict, Workload, normalize_as,
 };
 use countersign_tls::current_time;
 use serde::{Deserialize, Serialize};
@@ -129,8 +129,18 @@ impl Preview {
             .token
             .as_ref()
             .map(|claims| Token { claims: claims.clone(), space_delimited: Vec::new() });
+        let facts = request.source.cert.as_ref().map(Certificate::facts).transpose()?;
         let a = Attributes {
             caller,
+            certificate: match (&facts, &request.source.cert) {
+                (Some(facts), Some(cert)) => Some(CertificateFacts {
+                    subject: &facts.0,
+                    extensions: &facts.1,
+                    dns_names: &cert.dns_sans,
+                    spki_sha256: facts.2,
+                }),
+                _ => None,
+            },
             source_ip: request.source.ip,
             remote_ip: request.source.remote_ip.or(request.source.ip),
             destination_ip: request.destination.ip,
@@ -188,8 +198,51 @@ pub(crate) struct Certificate {
     pub(crate) uri_sans: Vec<String>,
     #[serde(default, alias = "dns", alias = "dns_names")]
     pub(crate) dns_sans: Vec<String>,
+    /// As RFC 4514 writes it: `CN=web,OU=shop`.
     #[serde(default)]
     pub(crate) subject: String,
+    /// Private extensions by OID, their values as text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) extensions: BTreeMap<String, String>,
+    /// SHA-256 of SubjectPublicKeyInfo, hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spki_sha256: Option<String>,
+}
+
+/// Subject attributes, private extensions, key pin.
+type Facts = (Vec<(String, String)>, Vec<(String, String)>, Option<[u8; 32]>);
+
+impl Certificate {
+    fn facts(&self) -> Result<Facts, Denial> {
+        let bad = |what: String| Denial {
+            code: Code::InvalidValue,
+            policy: None,
+            rule: None,
+            field: None,
+            message: what,
+        };
+        let subject = self
+            .subject
+            .split([',', '+'])
+            .filter_map(|part| part.split_once('='))
+            .map(|(n, v)| (n.trim().to_ascii_uppercase(), v.trim().to_owned()))
+            .collect();
+        let extensions = self.extensions.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let pin = match &self.spki_sha256 {
+            None => None,
+            Some(text) => {
+                let digits: Option<Vec<u8>> = (text.len() == 64 && text.is_ascii())
+                    .then(|| (0..32).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()))
+                    .and_then(Iterator::collect);
+                let bytes = digits.and_then(|d| d.try_into().ok());
+                Some(
+                    bytes
+                        .ok_or_else(|| bad(format!("spki_sha256 `{text}` is not 64 hex digits")))?,
+                )
+            }
+        };
+        Ok((subject, extensions, pin))
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
