@@ -322,3 +322,106 @@ fn lint() {
     let out = home.run(&["policy", "lint", &at(&home, "p.yaml"), "--fail-on", "info"]);
     assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stdout));
 }
+
+#[test]
+fn what_a_preview_says_is_what_is_enforced() {
+    let home = home();
+    let policies = at(&home, "p.yaml");
+    // A proxy that was not told its labels: a policy with a selector switches to "nothing but what is allowed".
+    let base = ["policy", "explain", "--policies", &policies, "--trust-domain", "corp.test"];
+    let web = ["--from", "/ns/shop/sa/web", "--method", "GET", "--path", "/public/a"];
+    let out = home.run(&[&base[..], &web, &["--to", "/ns/shop/sa/api:8080"]].concat());
+    assert_eq!(out.status.code(), Some(5));
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("labels are not known") && text.contains("--label"), "{text}");
+    home.ok(&[&base[..], &web, &["--to", "/ns/shop/sa/api:8080", "--label", "app=api"]].concat());
+    // A namespace that nobody wrote a policy for is named.
+    let out = home.run(&[&base[..], &web, &["--to", "shoop:8080"]].concat());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("no policy is in namespace `shoop`"));
+    let out =
+        home.run(&[&base[..], &web, &["--to", "spiffe://other.test/ns/shop/sa/api:1"]].concat());
+    assert_eq!(out.status.code(), Some(2), "of another trust domain");
+    // The same name twice is one policy in a mesh, whichever came last.
+    put(&home, "p.yaml", &format!("{POLICIES}---\n{POLICIES}"));
+    let out = home.run(&[&base[..], &web, &["--to", "shop:8080"]].concat());
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("defined twice"));
+    let file = at(&home, "p.yaml");
+    for command in [&["policy", "lint", &file][..], &["apply", "--dry-run", "-f", &file]] {
+        assert_eq!(home.run(command).status.code(), Some(2), "{command:?}");
+    }
+}
+
+#[test]
+fn tokens_of_requests_are_verified() {
+    let home = Home::new();
+    let issuer = countersign_testkit::TokenIssuer::new("https://idp.test");
+    put(
+        &home,
+        "p.yaml",
+        &format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: jwt, namespace: shop}}\n\
+             spec: {{jwtRules: [{{issuer: '{}', jwks: '{}'}}]}}\n---\n\
+             apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{rules: [{{from: [{{source: {{requestPrincipals: ['https://idp.test/alice']}}}}]}}]}}\n",
+            issuer.name,
+            issuer.jwks()
+        ),
+    );
+    let now = countersign_tls::current_time();
+    let with = |token: &str| {
+        let mut r = request(WEB, "GET", "/");
+        r["http"]["headers"] = json!([["authorization", format!("Bearer {token}")]]);
+        r
+    };
+    let expired = issuer.token(now, &json!({"exp": now.secs() - 100}));
+    let mut claimed = request(WEB, "GET", "/");
+    claimed["token"] = json!({"iss": "https://idp.test", "sub": "alice"});
+    let requests = [
+        with(&issuer.token(now, &json!({}))),
+        with(&expired),
+        request(WEB, "GET", "/"),
+        claimed,
+        request(Some("/ns/shop/sa/web"), "GET", "/"),
+    ];
+    put(&home, "r.jsonl", &lines(&requests));
+    let (policies, file) = (at(&home, "p.yaml"), at(&home, "r.jsonl"));
+    let args = [
+        "policy",
+        "decide",
+        "--policies",
+        &policies,
+        "--requests",
+        &file,
+        "--trust-domain",
+        "corp.test",
+    ];
+    let out = home.ok(&args);
+    let codes: Vec<Value> =
+        out.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["code"].clone()).collect();
+    assert_eq!(
+        codes,
+        [json!(null), json!("CS1105"), json!("CS3002"), json!(null), json!("CS3002")]
+    );
+    put(&home, "r.jsonl", &lines(&[request(Some("web"), "GET", "/")]));
+    assert_eq!(home.run(&args).status.code(), Some(2), "neither an ID nor a path");
+}
+
+#[test]
+fn a_first_policy_is_compared_with_none() {
+    let home = home();
+    put(&home, "e.jsonl", &lines(&[request(BATCH, "GET", "/public/a")]));
+    let (new, file) = (at(&home, "p.yaml"), at(&home, "e.jsonl"));
+    let out = home.run(&[
+        "policy",
+        "diff",
+        "none",
+        &new,
+        "--edges",
+        &file,
+        "--trust-domain",
+        "corp.test",
+    ]);
+    assert_eq!(out.status.code(), Some(10));
+    assert!(String::from_utf8_lossy(&out.stdout).contains("cut"), "{out:?}");
+}

@@ -207,7 +207,7 @@ catalogue! {
         "change that policy, or call with an identity it does not match";
     3002 NotAllowedByPolicy "not_allowed_by_policy" Medium
         "no ALLOW policy matches",
-        "add the caller to an ALLOW policy; the closest rule and its first failing field are named above";
+        "add the caller to an ALLOW policy; `countersign policy explain` goes through every rule";
     3003 IdentityNotAllowed "identity_not_allowed" Medium
         "identity is not on the list of allowed peers",
         "add it with `--allow`, or call with an allowed identity";

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwksError {
     /// Not JSON of the right shape.
-    #[error("not a SPIFFE bundle: {0}")]
+    #[error("not a JWKS document: {0}")]
     Malformed(String),
     /// One of its keys.
     #[error("key {index}: {detail}")]

@@ -143,7 +143,7 @@ pub fn parse_each<'a>(text: &'a str, origin: &str) -> Result<Vec<(Document, &'a 
         }
     }
     if out.is_empty() {
-        return Err(Finding::new(Code::ConfigSyntax, "no document found").at(origin.to_owned()));
+        return Err(Finding::new(Code::NothingToExamine, "no document found").at(origin.to_owned()));
     }
     Ok(out)
 }

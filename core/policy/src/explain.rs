@@ -52,6 +52,8 @@ pub enum Outcome {
     },
     /// The policy has no rules: as an ALLOW it grants nothing.
     NoRules,
+    /// The selector wants labels, and those of the workload are not known: an ALLOW grants nothing.
+    LabelsUnknown,
 }
 
 /// A trace with its end.
@@ -84,7 +86,9 @@ impl PolicySet {
                 rule,
                 outcome,
             };
-            if policy.rules.is_empty() {
+            if policy.doubtful && policy.action == Action::Allow {
+                steps.push(step(None, Outcome::LabelsUnknown));
+            } else if policy.rules.is_empty() {
                 steps.push(step(None, Outcome::NoRules));
             }
             for (i, rule) in policy.rules.iter().enumerate() {
@@ -214,11 +218,17 @@ pub(crate) fn closest(set: &PolicySet, allow: &Index, f: &Facts<'_>) -> Denial {
         }
     }
     let names = &set.allows.names;
+    let doubt = match set.allows.doubtful.as_str() {
+        "" => String::new(),
+        names => format!(
+            "; {names} may be meant for the workload, but its labels are not known: tell them to its proxy with --label"
+        ),
+    };
     match best {
         Some((_, name, field)) => Denial {
             code: Code::NotAllowedByPolicy,
             message: format!(
-                "{} is allowed by none of the policies {names}; closest is {}, rule {}: `{}` does not match",
+                "{} is allowed by none of the policies {names}; closest is {}, rule {}: `{}` does not match{doubt}",
                 who(a),
                 name.policy,
                 name.rule,
@@ -230,7 +240,7 @@ pub(crate) fn closest(set: &PolicySet, allow: &Index, f: &Facts<'_>) -> Denial {
         },
         None => Denial {
             code: Code::NotAllowedByPolicy,
-            message: format!("{} is allowed by none of the policies {names}", who(a)),
+            message: format!("{} is allowed by none of the policies {names}{doubt}", who(a)),
             policy: set.allows.first.clone(),
             rule: None,
             field: None,

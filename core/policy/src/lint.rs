@@ -22,8 +22,12 @@ pub fn lint(documents: &[Document], root_namespace: &str) -> Vec<Finding> {
             _ => None,
         })
         .collect();
+    let tokens = documents.iter().any(|d| matches!(d, Document::RequestAuthentication(_)));
     for policy in &policies {
         each(policy, &mut out);
+        if !tokens {
+            without_tokens(policy, &mut out);
+        }
     }
     shadowed(&policies, root_namespace, &mut out);
     for document in documents {
@@ -66,6 +70,28 @@ fn each(policy: &AuthorizationPolicy, out: &mut Vec<Finding>) {
             Action::Allow => allow(rule, &mut say),
             Action::Deny => deny(rule, &mut say),
             Action::Audit => {}
+        }
+    }
+}
+
+/// Rules on tokens, where nothing says whose tokens are verified.
+fn without_tokens(policy: &AuthorizationPolicy, out: &mut Vec<Finding>) {
+    for (i, rule) in policy.rules.iter().enumerate() {
+        let about_tokens = |f: &&Field| {
+            matches!(
+                f.test,
+                Test::RequestPrincipals(_)
+                    | Test::Audiences(_)
+                    | Test::Presenter(_)
+                    | Test::Claim(..)
+            )
+        };
+        if let Some(field) = rule.fields().filter(|f| !f.negated).find(about_tokens) {
+            let text = format!(
+                "`{}`: no RequestAuthentication is in the set, so no request has a token that counts",
+                field.name
+            );
+            out.push(finding(Code::PolicyNeverMatches, policy, Some(i), text));
         }
     }
 }

@@ -87,6 +87,8 @@ pub(crate) struct Selected {
     pub(crate) name: Arc<str>,
     pub(crate) action: Action,
     pub(crate) dry_run: bool,
+    /// Whether it may be for another workload: the labels that its selector wants are not known.
+    pub(crate) doubtful: bool,
     pub(crate) rules: Vec<Arc<Rule>>,
 }
 
@@ -104,18 +106,27 @@ pub(crate) struct Allows {
     /// If there is one, nothing is granted but what some ALLOW grants.
     pub(crate) first: Option<Arc<str>>,
     pub(crate) names: String,
+    /// Those among them that grant nothing because the workload's labels are not known.
+    pub(crate) doubtful: String,
 }
 
 impl Allows {
     fn of(policies: &[Selected]) -> Self {
-        let enforced =
-            || policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run).map(|p| &p.name);
-        let mut names = enforced().take(5).map(|n| &**n).collect::<Vec<&str>>().join(", ");
-        let more = enforced().skip(5).count();
-        if more > 0 {
-            names.push_str(&format!(" and {more} more"));
+        let enforced = || policies.iter().filter(|p| p.action == Action::Allow && !p.dry_run);
+        let some = |doubtful_only: bool| {
+            let chosen = || enforced().filter(|p| p.doubtful || !doubtful_only);
+            let mut names = chosen().take(5).map(|p| &*p.name).collect::<Vec<&str>>().join(", ");
+            let more = chosen().skip(5).count();
+            if more > 0 {
+                names.push_str(&format!(" and {more} more"));
+            }
+            names
+        };
+        Self {
+            first: enforced().next().map(|p| Arc::clone(&p.name)),
+            names: some(false),
+            doubtful: some(true),
         }
-        Self { first: enforced().next().cloned(), names }
     }
 }
 
@@ -390,7 +401,8 @@ fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Op
         return None;
     }
     let mut rules = p.rules.as_slice();
-    match workload.has_labels(&p.selector) {
+    let known = workload.has_labels(&p.selector);
+    match known {
         Some(false) => return None,
         Some(true) => {}
         // It may or may not be meant: a DENY counts, an ALLOW only switches to "nothing but what is
@@ -402,6 +414,7 @@ fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Op
         name: format!("{}/{}", p.namespace, p.name).into(),
         action: p.action,
         dry_run: p.dry_run,
+        doubtful: known.is_none(),
         rules: rules.iter().map(|r| settle(r, workload, matcher)).collect(),
     })
 }

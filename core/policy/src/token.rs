@@ -17,6 +17,11 @@ pub struct Token {
 }
 
 impl Token {
+    /// With these claims.
+    pub fn of_claims(claims: Map<String, Value>) -> Self {
+        Self { claims, space_delimited: Vec::new() }
+    }
+
     fn text(&self, name: &str) -> &str {
         self.claims.get(name).and_then(Value::as_str).unwrap_or_default()
     }

@@ -76,6 +76,10 @@ impl KeyFileError {
                 .expected("mode 0600")
                 .presented(format!("mode {mode:04o}"))
                 .hint(format!("run `chmod 600 {}`", path.display())),
+            KeyFileError::Write { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                let dir = path.parent().unwrap_or(path);
+                finding.hint(format!("make the directory `{}` first", dir.display()))
+            }
             _ => finding,
         }
     }

@@ -73,7 +73,12 @@ pub(crate) async fn follow_workload_api(
             },
         };
         // A Workload API that is away leaves the identity in use until it ends by itself.
-        tracing::warn!(code = %failure.code, socket = %socket.display(), "identity source: {}", failure.message);
+        if failure.code == Code::NoIdentityIssued && live.current().is_none() {
+            // Its entry is on its way, or was never made; readiness tells which.
+            tracing::info!(code = %failure.code, "waiting for an identity: {}", failure.message);
+        } else {
+            tracing::warn!(code = %failure.code, socket = %socket.display(), "identity source: {}", failure.message);
+        }
         last_error.send_replace(Some(failure));
         tokio::time::sleep(backoff.pause(u32::from_be_bytes(countersign_keys::random()))).await;
     }

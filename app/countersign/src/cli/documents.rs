@@ -1,5 +1,6 @@
 //! YAML documents from files and directories.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use countersign_findings::{Code, Finding};
@@ -11,6 +12,8 @@ pub(crate) struct Source {
     pub(crate) document: Document,
     pub(crate) yaml: String,
     pub(crate) place: String,
+    /// The file alone.
+    pub(crate) file: String,
 }
 
 /// Reads everything in `paths`: files, and the *.yaml and *.yml of directories. All or nothing.
@@ -22,6 +25,19 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Vec<Source>, Finding> {
     if out.is_empty() {
         let places: Vec<String> = paths.iter().map(|f| f.display().to_string()).collect();
         return Err(Finding::new(Code::NothingToExamine, "no document found").at(places.join(", ")));
+    }
+    let mut seen: HashMap<(&str, &str, &str), &str> = HashMap::new();
+    for s in &out {
+        let key = (s.document.kind(), s.document.namespace(), s.document.name());
+        if let Some(first) = seen.insert(key, &s.place) {
+            let (kind, namespace, name) = key;
+            return Err(Finding::new(
+                Code::InvalidValue,
+                format!("{kind} `{namespace}/{name}` is defined twice"),
+            )
+            .at(format!("{first} and {}", s.place))
+            .hint("rename or remove one of them: a mesh knows only one by that name"));
+        }
     }
     Ok(out)
 }
@@ -47,6 +63,7 @@ fn read(path: &Path, out: &mut Vec<Source>) -> Result<(), Finding> {
     for (document, yaml) in parse_each(text, &place)? {
         out.push(Source {
             place: format!("{place} ({} `{}`)", document.kind(), document.name()),
+            file: place.clone(),
             document,
             yaml: yaml.to_owned(),
         });

@@ -19,6 +19,12 @@ use super::{Global, invalid};
 use crate::client::Server;
 use crate::output::{self, Format};
 
+const REQUEST: &str = "\
+A request, on one line; `http` is null for TCP, and without `principal` it is plaintext:
+  {\"source\": {\"principal\": \"spiffe://corp.test/ns/shop/sa/web\", \"ip\": \"10.0.0.1\"},
+   \"destination\": {\"namespace\": \"shop\", \"labels\": {\"app\": \"api\"}, \"port\": 8080},
+   \"http\": {\"method\": \"GET\", \"host\": \"api\", \"path\": \"/orders\", \"headers\": [[\"accept\", \"*/*\"]]}}";
+
 #[derive(Args)]
 pub(crate) struct PolicyCommand {
     #[command(subcommand)]
@@ -32,18 +38,21 @@ enum Command {
     /// Say why a call is allowed or denied: every rule, and the first field of it that does not match
     Explain(Box<explain::Explain>),
     /// Decide requests from a file, one decision a line
+    #[command(after_help = REQUEST)]
     Decide(decide::Decide),
     /// Run cases that say what must be allowed and what denied
     Test(test::Test),
     /// Name the edges that a change of policies would cut or open
+    #[command(after_help = REQUEST)]
     Diff(diff::Diff),
     /// Write a least-privilege set of policies from observed edges, and prove it
+    #[command(after_help = REQUEST)]
     Suggest(suggest::Suggest),
     /// Find rules that are risky, useless or can never match
     Lint(lint::Lint),
     /// Delete a policy
     Delete {
-        /// PeerAuthentication or AuthorizationPolicy
+        /// PeerAuthentication, AuthorizationPolicy or RequestAuthentication
         kind: String,
         /// NAMESPACE/NAME
         name: String,
@@ -56,7 +65,7 @@ impl PolicyCommand {
             Command::Explain(c) => return c.run(global).await,
             Command::Decide(c) => return c.run(global),
             Command::Test(c) => return c.run(global),
-            Command::Diff(c) => return c.run(global),
+            Command::Diff(c) => return c.run(global).await,
             Command::Suggest(c) => return c.run(global),
             Command::Lint(c) => return c.run(global),
             Command::List => {

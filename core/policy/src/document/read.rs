@@ -6,6 +6,9 @@ use super::place::{Place, yaml};
 use super::shapes::{Header, SelectorSpec, TargetRefSpec};
 use super::{Document, Labels, authorization, peer, request, static_entry};
 
+const KINDS: [&str; 4] =
+    ["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication", "ClusterStaticEntry"];
+
 pub(super) fn read(text: &str, origin: &str, first_line: usize) -> Result<Document, Finding> {
     let header: Header = yaml(text, origin, first_line)?;
     let group = header.api_version.split('/').next().unwrap_or_default();
@@ -28,14 +31,19 @@ pub(super) fn read(text: &str, origin: &str, first_line: usize) -> Result<Docume
                 .map(Document::StaticEntry)
         }
         (_, "") => Err(Finding::new(Code::ConfigSyntax, "document has no `kind`").at(at())),
-        (_, kind) => Err(Finding::new(
-            Code::UnsupportedDocument,
-            format!("`{kind}` of `{}` is not supported", header.api_version),
-        )
-        .expected(
-            "PeerAuthentication, AuthorizationPolicy, RequestAuthentication or ClusterStaticEntry",
-        )
-        .at(at())),
+        (_, kind) => {
+            let finding = Finding::new(
+                Code::UnsupportedDocument,
+                format!("`{kind}` of `{}` is not supported", header.api_version),
+            )
+            .expected(KINDS.join(" or "))
+            .at(at());
+            let near = KINDS.into_iter().find(|k| strsim::damerau_levenshtein(kind, k) <= 3);
+            Err(match near.filter(|k| *k != kind) {
+                Some(k) => finding.hint(format!("did you mean `{k}`?")),
+                None => finding,
+            })
+        }
     }
 }
 

@@ -70,7 +70,10 @@ fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, F
             KeySet::parse(text.as_bytes()).map(Arc::new).map_err(|e| bad("jwks", &e.to_string()))?
         }
         // Without keys every token would be refused, which nobody would understand.
-        (None, _) => {
+        (None, None) => {
+            return Err(bad("jwks", "is missing").hint("put the issuer's keys into `jwks`"));
+        }
+        (None, Some(_)) => {
             return Err(place
                 .unsupported(&format!("{at}.jwksUri"))
                 .hint("put the issuer's keys into `jwks`"));

@@ -146,10 +146,13 @@ impl api::admin_server::Admin for Service {
             .await
             .map_err(|e| fail(e.finding()))?;
         if !there {
-            return Err(fail(Finding::new(
-                Code::EntryNotFound,
-                format!("{} `{}/{}` does not exist", r.kind, r.namespace, r.name),
-            )));
+            return Err(fail(
+                Finding::new(
+                    Code::EntryNotFound,
+                    format!("{} `{}/{}` does not exist", r.kind, r.namespace, r.name),
+                )
+                .hint("list them with `countersign policy list`"),
+            ));
         }
         self.0.policies.remove(&r.kind, &r.namespace, &r.name);
         let generation = self.0.policies.generation();

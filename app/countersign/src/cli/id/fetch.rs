@@ -111,6 +111,9 @@ fn write(
     svid: &X509Svid,
     context: &X509Context,
 ) -> Result<Vec<String>, Finding> {
+    std::fs::create_dir_all(dir).map_err(|e| {
+        Finding::new(Code::StorageFailed, format!("cannot make `{}`: {e}", dir.display()))
+    })?;
     let certificates = |ders: &mut dyn Iterator<Item = &Vec<u8>>| -> String {
         ders.map(|der| pem::encode("CERTIFICATE", der)).collect()
     };

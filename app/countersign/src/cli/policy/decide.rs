@@ -48,8 +48,8 @@ pub(crate) fn to_json(verdict: &Verdict) -> Value {
 }
 
 impl Decide {
-    pub(super) fn run(self, _global: &Global) -> Result<ExitCode, Finding> {
-        let preview = Preview::of_files(&self.policies, &self.mesh)?;
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode, Finding> {
+        let preview = Preview::of_files(&self.policies, &self.mesh.settled(global))?;
         let mut bad = None;
         for line in requests(&self.requests)? {
             match line.request {

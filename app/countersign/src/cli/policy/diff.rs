@@ -10,7 +10,9 @@ use serde_json::json;
 
 use super::super::Global;
 use super::decide::to_json;
+use super::explain::of_server;
 use super::preview::{MeshFlags, Preview, Request, all_requests, describe};
+use crate::client::Server;
 use crate::output::{self, Format};
 
 /// Something would change.
@@ -18,9 +20,9 @@ const CHANGES: u8 = 10;
 
 #[derive(Args)]
 pub(crate) struct Diff {
-    /// The policies of today, a file or a directory
+    /// The policies of today: a file or a directory, `server` for those in force, `none` for none at all
     old: PathBuf,
-    /// The policies of tomorrow, a file or a directory
+    /// The policies of tomorrow, likewise
     new: PathBuf,
     /// Edges: requests as for `policy decide`, one JSON document a line
     #[arg(long, value_name = "FILE")]
@@ -44,14 +46,26 @@ pub(super) fn changes(old: &Preview, new: &Preview, edges: Vec<Request>) -> Vec<
         .collect()
 }
 
+async fn side(what: PathBuf, mesh: &MeshFlags, global: &Global) -> Result<Preview, Finding> {
+    match what.to_str() {
+        Some("none") => Preview::new(Vec::new(), mesh),
+        Some("server") => {
+            let server = Server::new(&global.data_dir()?);
+            Preview::new(of_server(&server).await?, mesh)
+        }
+        _ => Preview::of_files(&[what], mesh),
+    }
+}
+
 fn reason(verdict: &Verdict) -> String {
     to_json(verdict)["reason"].as_str().unwrap_or_default().to_owned()
 }
 
 impl Diff {
-    pub(super) fn run(self, global: &Global) -> Result<ExitCode, Finding> {
-        let old = Preview::of_files(&[self.old], &self.mesh)?;
-        let new = Preview::of_files(&[self.new], &self.mesh)?;
+    pub(super) async fn run(self, global: &Global) -> Result<ExitCode, Finding> {
+        let mesh = self.mesh.settled(global);
+        let old = side(self.old, &mesh, global).await?;
+        let new = side(self.new, &mesh, global).await?;
         let edges = all_requests(&self.edges)?;
         let total = edges.len();
         let changes = changes(&old, &new, edges);

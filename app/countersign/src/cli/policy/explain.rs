@@ -54,16 +54,23 @@ impl Explain {
     pub(super) async fn run(mut self, global: &Global) -> Result<ExitCode, Finding> {
         let preview = if self.policies.is_empty() {
             let server = Server::new(&global.data_dir()?);
-            let trust_domain = super::super::entry::trust_domain(&server).await?;
-            self.mesh.trust_domain = trust_domain.to_string();
+            let trust_domain = super::super::entry::trust_domain(&server).await?.to_string();
+            if let Some(given) = self.mesh.trust_domain.replace(trust_domain.clone())
+                && given != trust_domain
+            {
+                let text = format!("the running server is of `{trust_domain}`, not `{given}`");
+                return Err(invalid(text).hint("give the policies with --policies"));
+            }
             Preview::new(of_server(&server).await?, &self.mesh)?
         } else {
+            self.mesh = self.mesh.settled(global);
             Preview::of_files(&self.policies, &self.mesh)?
         };
         let request = self.request(preview.trust_domain())?;
         let explained = preview.with(&request, |set, a| set.explain(a)).unwrap_or_else(|denial| {
             Explanation { steps: Vec::new(), verdict: Verdict::Deny(denial) }
         });
+        remarks(&request, &preview);
         print(&request, &explained, global.output)?;
         Ok(if explained.verdict.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(5) })
     }
@@ -77,6 +84,7 @@ impl Explain {
         for text in &self.labels {
             let (name, value) = label(text)?;
             destination.labels.insert(name, value);
+            destination.labels_unknown = false;
         }
         let http = match &self.method {
             None => None,
@@ -96,7 +104,7 @@ impl Explain {
     }
 }
 
-async fn of_server(server: &Server) -> Result<Vec<Document>, Finding> {
+pub(super) async fn of_server(server: &Server) -> Result<Vec<Document>, Finding> {
     let set = server
         .admin()
         .list_policies(own::ListPoliciesRequest {})
@@ -108,6 +116,32 @@ async fn of_server(server: &Server) -> Result<Vec<Document>, Finding> {
         out.extend(parse(&d.yaml, &format!("{}/{}/{}", d.kind, d.namespace, d.name))?);
     }
     Ok(out)
+}
+
+/// What the reader may not be aware of.
+fn remarks(request: &Request, preview: &Preview) {
+    let namespaces = preview.namespaces();
+    let d = &request.destination;
+    let set = preview.set(d);
+    if !namespaces.contains(d.namespace.as_str()) {
+        let known: Vec<&str> = namespaces.into_iter().filter(|n| !n.is_empty()).collect();
+        output::note(&format!(
+            "note: no policy is in namespace `{}`; there are some in: {}",
+            d.namespace,
+            known.join(", ")
+        ));
+    }
+    if request.source.principal.is_none() && d.port.and_then(|p| set.mode(p)).is_none() {
+        output::note(
+            "note: no PeerAuthentication says whether the port takes plaintext; a proxy that is not told otherwise \
+             is STRICT and refuses it (CS2101) before any policy counts",
+        );
+    }
+    if d.labels_unknown {
+        output::note(
+            "note: labels are taken as not known, as for a proxy without --label; give those of the workload with --label",
+        );
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), Finding> {
@@ -135,22 +169,30 @@ fn destination(text: &str, td: &TrustDomain) -> Result<Destination, Finding> {
     };
     if what.starts_with('/') || what.contains("://") {
         let id: SpiffeId = id_or_path(what, td)?;
+        if !id.is_member_of(td) {
+            return Err(invalid(format!("`{id}` is not of the local trust domain `{td}`")));
+        }
         let namespace = id.namespace().unwrap_or("default").to_owned();
-        return Ok(Destination { namespace, port, ..Destination::default() });
+        return Ok(Destination { namespace, port, labels_unknown: true, ..Destination::default() });
     }
+    let labels_unknown = !what.contains('/');
     let (namespace, labels) = what.split_once('/').unwrap_or((what, ""));
     let labels: Labels =
         labels.split(',').filter(|l| !l.is_empty()).map(label).collect::<Result<_, _>>()?;
     if namespace.is_empty() {
         return Err(invalid(format!("`{text}` names no namespace")));
     }
-    Ok(Destination { namespace: namespace.to_owned(), labels, port, ..Destination::default() })
+    let namespace = namespace.to_owned();
+    Ok(Destination { namespace, labels, port, labels_unknown, ip: None })
 }
 
 fn outcome(step: &Step) -> (&'static str, String) {
     match &step.outcome {
         Outcome::Matched => ("matched", String::new()),
         Outcome::NoRules => ("no rules", "grants nothing".into()),
+        Outcome::LabelsUnknown => {
+            ("unknown", "its selector wants labels; those of the workload are not known".into())
+        }
         Outcome::HttpOnly { field } => ("no", format!("`{field}` exists on HTTP only")),
         Outcome::Missed { field, wanted, presented } => {
             let mut wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
@@ -181,6 +223,7 @@ fn step_json(step: &Step) -> Value {
             value["field"] = field.as_str().into();
             value["http_only"] = true.into();
         }
+        Outcome::LabelsUnknown => value["labels_unknown"] = true.into(),
         Outcome::Matched | Outcome::NoRules => {}
     }
     value

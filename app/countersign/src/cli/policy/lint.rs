@@ -1,5 +1,6 @@
 //! `countersign policy lint`.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -40,15 +41,41 @@ pub(crate) struct Lint {
 
 impl Lint {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode, Finding> {
-        let documents: Vec<Document> =
-            load(&self.policies)?.into_iter().map(|s| s.document).collect();
+        let sources = load(&self.policies)?;
+        let files: HashMap<String, String> = sources
+            .iter()
+            .map(|s| {
+                let d = &s.document;
+                (format!("{} {}/{}", d.kind(), d.namespace(), d.name()), s.file.clone())
+            })
+            .collect();
+        let documents: Vec<Document> = sources.into_iter().map(|s| s.document).collect();
         let mut findings = lint(&documents, &self.root_namespace);
+        for f in &mut findings {
+            let place = f.place.take().unwrap_or_default();
+            let document = place.split(", rule ").next().unwrap_or_default();
+            f.place = Some(match files.get(document) {
+                Some(file) => format!("{file}: {place}"),
+                None => place,
+            });
+        }
         findings.sort_by_key(|f| std::cmp::Reverse(f.code.severity()));
         match global.output {
-            Format::Json => output::json(
-                "countersign.policy-lint/v1",
-                &json!({"documents": documents.len(), "findings": findings}),
-            )?,
+            Format::Json => {
+                let list: Vec<_> = findings
+                    .iter()
+                    .map(|f| {
+                        json!({
+                            "severity": f.code.severity().as_str(), "code": f.code, "title": f.code.title(),
+                            "place": f.place, "message": f.message, "hint": f.hint,
+                        })
+                    })
+                    .collect();
+                output::json(
+                    "countersign.policy-lint/v1",
+                    &json!({"documents": documents.len(), "findings": list}),
+                )?;
+            }
             Format::Table => {
                 let rows: Vec<Vec<String>> = findings
                     .iter()

@@ -1,7 +1,7 @@
 //! Deciding about requests that nobody made: flags, requests as JSON, compiled sets by destination.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -18,6 +18,9 @@ use countersign_tls::current_time;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use countersign_server::DataDir;
+
+use super::super::Global;
 use super::super::documents::load;
 use super::super::semantics::{SemanticsFlags, trust_domain};
 
@@ -27,11 +30,24 @@ const MAX_REQUESTS: u64 = 1 << 30;
 /// In which mesh.
 #[derive(Args, Clone)]
 pub(crate) struct MeshFlags {
-    /// The local trust domain
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
-    pub(crate) trust_domain: String,
+    /// The local trust domain [default: the data directory's, else cluster.local]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) trust_domain: Option<String>,
     #[command(flatten)]
     pub(crate) semantics: SemanticsFlags,
+}
+
+impl MeshFlags {
+    /// With the data directory's trust domain where none was given.
+    pub(crate) fn settled(mut self, global: &Global) -> Self {
+        if self.trust_domain.is_none()
+            && let Ok(dir) = global.data_dir()
+            && let Ok(td) = DataDir::new(&dir).trust_domain()
+        {
+            self.trust_domain = Some(td.to_string());
+        }
+        self
+    }
 }
 
 /// A set of documents that answers requests.
@@ -40,14 +56,14 @@ pub(crate) struct Preview {
     trust_domain: TrustDomain,
     mesh: Mesh,
     /// One compiled set for each destination that was asked about.
-    sets: RefCell<HashMap<(String, Labels), Rc<PolicySet>>>,
+    sets: RefCell<HashMap<(String, Option<Labels>), Rc<PolicySet>>>,
 }
 
 impl Preview {
     pub(crate) fn new(documents: Vec<Document>, flags: &MeshFlags) -> Result<Self, Finding> {
         Ok(Self {
             documents,
-            trust_domain: trust_domain(&flags.trust_domain)?,
+            trust_domain: trust_domain(flags.trust_domain.as_deref().unwrap_or("cluster.local"))?,
             mesh: flags.semantics.mesh()?,
             sets: RefCell::default(),
         })
@@ -61,14 +77,20 @@ impl Preview {
         &self.trust_domain
     }
 
+    /// The namespaces that policies are for.
+    pub(crate) fn namespaces(&self) -> BTreeSet<&str> {
+        self.documents.iter().map(Document::namespace).collect()
+    }
+
     pub(crate) fn set(&self, destination: &Destination) -> Rc<PolicySet> {
-        let key = (destination.namespace.clone(), destination.labels.clone());
+        let labels = (!destination.labels_unknown).then(|| destination.labels.clone());
+        let key = (destination.namespace.clone(), labels);
         let mut sets = self.sets.borrow_mut();
         Rc::clone(sets.entry(key).or_insert_with_key(|(namespace, labels)| {
             let workload = Workload {
                 trust_domain: self.trust_domain.clone(),
                 namespace: namespace.clone(),
-                labels: Some(labels.clone()),
+                labels: labels.clone(),
                 mesh: self.mesh.clone(),
             };
             Rc::new(PolicySet::compile(&self.documents, &workload, 1))
@@ -90,15 +112,42 @@ impl Preview {
         work: impl FnOnce(&PolicySet, &Attributes<'_>) -> T,
     ) -> Result<T, Denial> {
         let set = self.set(&request.destination);
-        let refused = |code: Code, message: String| Denial {
-            code,
-            policy: None,
-            rule: None,
-            field: None,
-            message,
-        };
-        let id = request.source.id();
-        let names = request.source.names();
+        if let Some(query) = &request.http
+            && set.expects_tokens()
+            && request.token.is_none()
+        {
+            return self.with_verified_token(request, query, &set, work);
+        }
+        self.with_claims(request, request.token.clone().map(Token::of_claims), &set, work)
+    }
+
+    /// As the proxy does it: the request's own token is verified.
+    fn with_verified_token<T>(
+        &self,
+        request: &Request,
+        http: &Http,
+        set: &PolicySet,
+        work: impl FnOnce(&PolicySet, &Attributes<'_>) -> T,
+    ) -> Result<T, Denial> {
+        let headers: Vec<(&str, &str)> =
+            http.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        let (path, query) = http.path.split_once('?').unwrap_or((&http.path, ""));
+        let parts = HttpRequest { method: &http.method, host: &http.host, path, headers: &headers };
+        match set.authenticate(&parts, query, current_time()) {
+            Ok(authenticated) => self.with_claims(request, authenticated.token, set, work),
+            Err(e) => Err(refused(e.code, format!("401: {}", e.message))),
+        }
+    }
+
+    fn with_claims<T>(
+        &self,
+        request: &Request,
+        token: Option<Token>,
+        set: &PolicySet,
+        work: impl FnOnce(&PolicySet, &Attributes<'_>) -> T,
+    ) -> Result<T, Denial> {
+        let id = request.source.id(&self.trust_domain);
+        let names = request.source.names(&self.trust_domain);
         let caller = match (&id, names.as_slice()) {
             (Some(id), _) => Caller::Identity(id),
             (None, []) => Caller::Nobody,
@@ -125,10 +174,6 @@ impl Preview {
             .iter()
             .flat_map(|h| h.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())))
             .collect();
-        let token = request
-            .token
-            .as_ref()
-            .map(|claims| Token { claims: claims.clone(), space_delimited: Vec::new() });
         let facts = request.source.cert.as_ref().map(Certificate::facts).transpose()?;
         let a = Attributes {
             caller,
@@ -154,8 +199,13 @@ impl Preview {
             }),
             token: token.as_ref(),
         };
-        Ok(work(&set, &a))
+        Ok(work(set, &a))
     }
+}
+
+/// A request that never gets as far as the policies.
+fn refused(code: Code, message: String) -> Denial {
+    Denial { code, policy: None, rule: None, field: None, message }
 }
 
 /// A request as JSON.
@@ -214,13 +264,7 @@ type Facts = (Vec<(String, String)>, Vec<(String, String)>, Option<[u8; 32]>);
 
 impl Certificate {
     fn facts(&self) -> Result<Facts, Denial> {
-        let bad = |what: String| Denial {
-            code: Code::InvalidValue,
-            policy: None,
-            rule: None,
-            field: None,
-            message: what,
-        };
+        let bad = |what: String| refused(Code::InvalidValue, what);
         let subject = self
             .subject
             .split([',', '+'])
@@ -250,8 +294,12 @@ impl Certificate {
 pub(crate) struct Destination {
     #[serde(default = "default_namespace")]
     pub(crate) namespace: String,
+    /// Known to be none where absent.
     #[serde(default)]
     pub(crate) labels: Labels,
+    /// Set where they are not known, as for a proxy that was not told any.
+    #[serde(skip)]
+    pub(crate) labels_unknown: bool,
     #[serde(default)]
     pub(crate) ip: Option<IpAddr>,
     #[serde(default)]
@@ -278,10 +326,11 @@ const SCHEME: &str = "spiffe://";
 
 impl Source {
     /// What Envoy would take for the principals: URI SANs, else DNS SANs, else the subject.
-    fn names(&self) -> Vec<String> {
+    fn names(&self, td: &TrustDomain) -> Vec<String> {
         match (&self.principal, &self.cert) {
             (Some(p), _) if p.is_empty() => Vec::new(),
             (Some(p), _) if p.contains("://") => vec![p.clone()],
+            (Some(p), _) if p.starts_with('/') => vec![format!("{SCHEME}{td}{p}")],
             (Some(p), _) => vec![format!("{SCHEME}{p}")],
             (None, Some(cert)) if !cert.uri_sans.is_empty() => cert.uri_sans.clone(),
             (None, Some(cert)) if !cert.dns_sans.is_empty() => cert.dns_sans.clone(),
@@ -291,8 +340,8 @@ impl Source {
     }
 
     /// The SPIFFE ID, if there is exactly one.
-    fn id(&self) -> Option<SpiffeId> {
-        match self.names().as_slice() {
+    fn id(&self, td: &TrustDomain) -> Option<SpiffeId> {
+        match self.names(td).as_slice() {
             [only] => SpiffeId::parse(only).ok(),
             _ => None,
         }
@@ -303,6 +352,26 @@ impl Source {
 pub(crate) struct Line {
     pub(crate) number: usize,
     pub(crate) request: Result<Request, Finding>,
+}
+
+/// A request, or what is wrong with it and in which column.
+fn read_request(line: &[u8]) -> Result<Request, (String, usize)> {
+    let request: Request = serde_json::from_slice(line).map_err(|e| {
+        let text = e.to_string();
+        let text = text.split(" at line ").next().unwrap_or_default();
+        let text = text
+            .replace("expected struct", "expected an object for")
+            .replace("`, expected one of", "`; known are");
+        (text, e.column())
+    })?;
+    match request.source.principal.as_deref() {
+        None | Some("") => {}
+        Some(p) if p.contains('/') => {}
+        Some(p) => {
+            return Err((format!("principal `{p}` is neither an ID nor a path"), 1));
+        }
+    }
+    Ok(request)
 }
 
 /// Requests, one JSON document a line; `-` is standard input.
@@ -324,13 +393,10 @@ pub(crate) fn requests(path: &Path) -> Result<Vec<Line>, Finding> {
         .filter(|(_, l)| !l.trim_ascii().is_empty())
         .map(|(i, l)| Line {
             number: i + 1,
-            request: serde_json::from_slice(l).map_err(|e| {
-                Finding::new(Code::ConfigSyntax, e.to_string()).at(format!(
-                    "{}:{}:{}",
-                    path.display(),
-                    i + 1,
-                    e.column()
-                ))
+            request: read_request(l).map_err(|(text, column)| {
+                Finding::new(Code::ConfigSyntax, text)
+                    .at(format!("{}:{}:{column}", path.display(), i + 1))
+                    .hint("`countersign policy decide --help` shows a request")
             }),
         })
         .collect();
@@ -349,7 +415,10 @@ pub(crate) fn all_requests(path: &Path) -> Result<Vec<Request>, Finding> {
 
 /// A request in a few words.
 pub(crate) fn describe(request: &Request) -> String {
-    let names = request.source.names();
+    let names = match &request.source.principal {
+        Some(p) => vec![p.clone()],
+        None => request.source.cert.iter().flat_map(|c| c.uri_sans.clone()).collect(),
+    };
     let from = if names.is_empty() { "plaintext".to_owned() } else { names.join("+") };
     let from = from.strip_prefix(SCHEME).unwrap_or(&from);
     let d = &request.destination;

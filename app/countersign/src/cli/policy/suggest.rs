@@ -39,7 +39,7 @@ struct Observed {
 }
 
 impl Suggest {
-    pub(super) fn run(self, _global: &Global) -> Result<ExitCode, Finding> {
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode, Finding> {
         let edges = all_requests(&self.edges)?;
         let mut observed: BTreeMap<Workload, Observed> = BTreeMap::new();
         for edge in &edges {
@@ -50,13 +50,14 @@ impl Suggest {
             of.operations.entry(operation).or_default().insert(principal);
         }
         let text = write(&observed);
-        let preview = Preview::new(parse(&text, "suggested")?, &self.mesh)?;
+        let preview = Preview::new(parse(&text, "suggested")?, &self.mesh.settled(global))?;
         let probes = prove(&preview, &edges, &observed)?;
         output::line(text.trim_end())?;
         output::note(&format!(
             "proved: all {} edges are allowed, and none of {probes} other combinations of the same callers and operations",
             edges.len()
         ));
+        output::next("countersign policy diff OLD NEW --edges FILE, then countersign apply -f NEW");
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -181,8 +182,8 @@ fn prove(
                     destination: Destination {
                         namespace: namespace.clone(),
                         labels: labels.clone(),
-                        ip: None,
                         port: *port,
+                        ..Destination::default()
                     },
                     http: http.as_ref().map(|(method, path)| Http {
                         method: method.clone(),

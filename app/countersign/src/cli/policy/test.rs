@@ -22,7 +22,7 @@ const MAX: u64 = 64 << 20;
 
 #[derive(Args)]
 pub(crate) struct Test {
-    /// Files of cases
+    /// Files of cases; docs/policies.md shows one
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Also write the results as JUnit XML
@@ -35,8 +35,8 @@ pub(crate) struct Test {
 struct Cases {
     /// Files or directories, seen from the file of cases.
     policies: Vec<PathBuf>,
-    #[serde(default = "cluster_local")]
-    trust_domain: String,
+    #[serde(default)]
+    trust_domain: Option<String>,
     #[serde(default)]
     aliases: Vec<String>,
     #[serde(default = "istio_system")]
@@ -44,10 +44,6 @@ struct Cases {
     #[serde(default)]
     compat: Option<String>,
     cases: Vec<Case>,
-}
-
-fn cluster_local() -> String {
-    "cluster.local".into()
 }
 
 fn istio_system() -> String {
@@ -124,9 +120,6 @@ impl Test {
         if results.is_empty() {
             return Err(Finding::new(Code::NothingToExamine, "the files hold no case"));
         }
-        if let Some(path) = &self.junit {
-            write_atomic(path, junit(&results).as_bytes(), 0o644).map_err(|e| e.finding())?;
-        }
         let failed = results.iter().filter(|r| r.failure.is_some()).count();
         match global.output {
             Format::Json => {
@@ -154,6 +147,9 @@ impl Test {
                 output::table(&["RESULT", "CASE", "WHAT"], &rows)?;
                 output::note(&format!("{} cases, {failed} failed", results.len()));
             }
+        }
+        if let Some(path) = &self.junit {
+            write_atomic(path, junit(&results).as_bytes(), 0o644).map_err(|e| e.finding())?;
         }
         Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
     }
