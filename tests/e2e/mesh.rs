@@ -34,8 +34,20 @@ fn four_commands_make_a_mesh() {
     let app = application();
     let (inbound, outbound) = (free_port(), free_port());
     let inbound_arg = format!("127.0.0.1:{inbound}={app}");
+    let edges = home.path("edges.jsonl").to_str().unwrap().to_owned();
     let _api = home.spawn(
-        &["run", "--id", "/ns/shop/sa/api", "--inbound", &inbound_arg, "--", "sleep", "60"],
+        &[
+            "run",
+            "--id",
+            "/ns/shop/sa/api",
+            "--inbound",
+            &inbound_arg,
+            "--edges",
+            &edges,
+            "--",
+            "sleep",
+            "60",
+        ],
         "log-api",
     );
     let outbound_arg = format!("127.0.0.1:{outbound}=127.0.0.1:{inbound},/ns/shop/sa/api");
@@ -59,6 +71,16 @@ fn four_commands_make_a_mesh() {
     assert!(refused.contains("CS3002"), "{refused}");
     home.ok(&["policy", "delete", "AuthorizationPolicy", "shop/nobody"]);
     eventually("the policy's end", || get(&address).ok().filter(|a| a.contains("200 OK")));
+
+    // What was observed becomes a policy that allows exactly that.
+    assert_eq!(std::fs::read_to_string(&edges).unwrap().lines().count(), 1, "each call once");
+    let suggested = home.ok(&["policy", "suggest", "--edges", &edges]);
+    assert!(suggested.contains("corp.test/ns/shop/sa/web"), "{suggested}");
+    std::fs::write(home.path("suggested.yaml"), suggested).unwrap();
+    home.ok(&["apply", "-f", home.path("suggested.yaml").to_str().unwrap()]);
+    let diff = ["policy", "diff", "none", "server", "--edges", &edges];
+    assert_eq!(home.run(&diff).status.code(), Some(0), "nothing observed would be cut");
+    eventually("a call", || get(&address).ok().filter(|a| a.contains("200 OK")));
 
     let journal = home.json(&["ca", "journal", "--limit", "100"]);
     assert_eq!(journal["chain_intact"], true);

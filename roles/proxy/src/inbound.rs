@@ -18,6 +18,7 @@ use countersign_x509::PeerIdentity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::edges::Edge;
 use crate::forward::{End, Volume, forward, relay};
 use crate::http1::{H2_PREFACE, looks_like_request, refusal};
 use crate::options::{InboundOptions, PeerMode, Protocol};
@@ -404,7 +405,22 @@ impl Inbound<'_> {
             }
         };
         self.shared.metrics.decided(Direction::Inbound, result.as_ref().err().map(|f| f.code));
+        if result.is_ok() {
+            self.record_edge(peer, http);
+        }
         result
+    }
+
+    fn record_edge(&self, peer: Option<&Arc<PeerIdentity>>, http: Option<HttpRequest<'_>>) {
+        let Some(edges) = &self.shared.edges else { return };
+        let Some(own) = self.shared.credentials.current() else { return };
+        edges.record(&Edge {
+            principal: peer.map(|p| p.id().as_str()),
+            namespace: own.id.namespace().unwrap_or("default"),
+            labels: self.shared.labels.as_ref(),
+            port: self.local.port(),
+            http: http.map(|h| (h.method, h.host, h.path)),
+        });
     }
 
     /// Reports which AUDIT and tried-out policies match. They decide nothing.

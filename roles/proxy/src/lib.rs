@@ -5,6 +5,7 @@
 //! absence) makes a [`Decision`](countersign_policy::Decision), that a [`Permit`](countersign_policy::Permit),
 //! and only with a permit are bytes forwarded.
 
+mod edges;
 mod forward;
 mod http1;
 mod identity;
@@ -16,6 +17,7 @@ mod run;
 mod shared;
 mod stream;
 
+pub use edges::EdgeLog;
 pub use options::{
     IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, PeerMode, Protocol,
     ProxyOptions,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::edges::EdgeLog;
 use countersign_identity::SpiffeId;
 use countersign_policy::{AllowList, Labels, Mesh, Mode};
 
@@ -113,6 +114,8 @@ pub struct ProxyOptions {
     pub labels: Option<Labels>,
     /// How policies are to be understood.
     pub mesh: Mesh,
+    /// Where distinct calls that were allowed are written, if anywhere.
+    pub edges: Option<EdgeLog>,
     /// Worker threads.
     pub threads: usize,
     /// Also accept TLS 1.2.
@@ -134,6 +137,7 @@ impl ProxyOptions {
             policies: Vec::new(),
             labels: None,
             mesh: Mesh::default(),
+            edges: None,
             threads: 1,
             tls12: false,
             handshake_timeout: Duration::from_secs(10),

@@ -167,6 +167,7 @@ impl Proxy {
             handshake_timeout: options.handshake_timeout,
             labels: options.labels,
             mesh: options.mesh,
+            edges: options.edges,
             connections: AtomicUsize::new(0),
             max_connections: options.max_connections,
             draining: watch::Sender::new(false),

@@ -22,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) handshake_timeout: Duration,
     pub(crate) labels: Option<countersign_policy::Labels>,
     pub(crate) mesh: countersign_policy::Mesh,
+    pub(crate) edges: Option<crate::edges::EdgeLog>,
     pub(crate) connections: AtomicUsize,
     pub(crate) max_connections: usize,
     pub(crate) draining: watch::Sender<bool>,

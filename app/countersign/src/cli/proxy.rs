@@ -12,8 +12,8 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain, UnixTime};
 use countersign_policy::{AllowList, Mode, Until};
 use countersign_proxy::{
-    IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, PeerMode, Protocol, Proxy,
-    ProxyOptions,
+    EdgeLog, IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, PeerMode, Protocol,
+    Proxy, ProxyOptions,
 };
 use countersign_telemetry::AccessLog;
 use countersign_tls::current_time;
@@ -71,6 +71,9 @@ struct Common {
     labels: Vec<String>,
     #[command(flatten)]
     semantics: SemanticsFlags,
+    /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
+    #[arg(long, value_name = "FILE")]
+    edges: Option<PathBuf>,
     /// Worker threads
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
@@ -367,6 +370,14 @@ pub(crate) fn labels(list: &[String]) -> Result<Option<countersign_policy::Label
         .map(Some)
 }
 
+/// Opens the file of edges, to be continued.
+pub(crate) fn edges(path: &Path) -> Result<EdgeLog, Finding> {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(|e| {
+        Finding::new(Code::FileUnreadable, format!("cannot open `{}`: {e}", path.display()))
+    })?;
+    Ok(EdgeLog::to(Box::new(file)))
+}
+
 /// Opens the access log that was asked for.
 fn access_log(target: Option<&str>) -> Result<AccessLog, Finding> {
     Ok(match target {
@@ -409,6 +420,7 @@ async fn serve(
     }
     options.labels = labels(&common.labels)?;
     options.mesh = common.semantics.mesh()?;
+    options.edges = common.edges.as_deref().map(edges).transpose()?;
     options.threads = usize::from(common.threads);
     options.tls12 = common.tls12;
     options.handshake_timeout = common.handshake_timeout;

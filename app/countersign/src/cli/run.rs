@@ -68,6 +68,9 @@ pub(crate) struct Run {
     labels: Vec<String>,
     #[command(flatten)]
     semantics: SemanticsFlags,
+    /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
+    #[arg(long, value_name = "FILE")]
+    edges: Option<std::path::PathBuf>,
     /// Life of its X509-SVIDs
     #[arg(long, value_parser = super::parse_duration, value_name = "DURATION")]
     x509_svid_ttl: Option<Duration>,
@@ -164,6 +167,7 @@ impl Run {
         let mut options = ProxyOptions::new(source, listeners);
         options.labels = super::proxy::labels(&self.labels)?;
         options.mesh = self.semantics.mesh()?;
+        options.edges = self.edges.as_deref().map(super::proxy::edges).transpose()?;
         let proxy = Proxy::start(options, AccessLog::off()).await?;
         wait_ready(&proxy).await?;
         output::note(&format!("identity {id}"));
