@@ -11,7 +11,9 @@ use serde_json::{Map, Value, json};
 pub const MAX_TOKEN: usize = 16 << 10;
 
 /// Clock leeway for `nbf` and `iat`, in seconds; `exp` gets none.
-pub(crate) const LEEWAY: i64 = 60;
+pub(crate) const LEEWAY_SECS: i64 = 60;
+/// The same as a duration.
+pub const LEEWAY: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Why a token is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -201,7 +203,7 @@ pub fn validate(
     }
     for name in ["nbf", "iat"] {
         if let Some(from) = time_claim(&claims, name)?
-            && from.secs() > now.secs().saturating_add(LEEWAY)
+            && from.secs() > now.secs().saturating_add(LEEWAY_SECS)
         {
             return Err(JwtError::NotYetValid(from));
         }

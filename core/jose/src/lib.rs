@@ -9,5 +9,5 @@ mod jwt;
 mod request;
 
 pub use jwks::{JwksError, bundle_from_jwks, bundle_to_jwks, jwt_keys_to_jwks};
-pub use jwt::{JwtError, JwtSvid, MAX_TOKEN, SigningRequest, validate};
+pub use jwt::{JwtError, JwtSvid, LEEWAY, MAX_TOKEN, SigningRequest, validate};
 pub use request::KeySet;

@@ -8,7 +8,7 @@ use countersign_identity::UnixTime;
 use serde_json::{Map, Value};
 
 use crate::jwks::{JwksError, spki_of};
-use crate::jwt::{JwtError, LEEWAY, MAX_TOKEN, algorithm, malformed, object, time_claim};
+use crate::jwt::{JwtError, LEEWAY_SECS, MAX_TOKEN, algorithm, malformed, object, time_claim};
 
 /// Most keys of one issuer.
 const MAX_KEYS: usize = 64;
@@ -141,12 +141,12 @@ impl KeySet {
         }
         let claims = object(payload64, "payload")?;
         if let Some(end) = time_claim(&claims, "exp")?
-            && end.secs().saturating_add(LEEWAY) <= now.secs()
+            && end.secs().saturating_add(LEEWAY_SECS) <= now.secs()
         {
             return Err(JwtError::Expired(end));
         }
         if let Some(from) = time_claim(&claims, "nbf")?
-            && from.secs() > now.secs().saturating_add(LEEWAY)
+            && from.secs() > now.secs().saturating_add(LEEWAY_SECS)
         {
             return Err(JwtError::NotYetValid(from));
         }

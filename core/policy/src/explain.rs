@@ -171,7 +171,7 @@ fn presented(test: &Test, a: &Attributes<'_>) -> Option<String> {
         Test::DestinationIps(_) => a.destination_ip.map(|ip| ip.to_string()),
         Test::Ports(_) => a.destination_port.map(|p| p.to_string()),
         Test::Sni(_) => a.sni.map(str::to_owned),
-        Test::Hosts(_) => a.http.map(|h| h.host.to_owned()),
+        Test::Hosts(_) | Test::Authority(_) => a.http.map(|h| h.host.to_owned()),
         Test::Methods(_) => a.http.map(|h| h.method.to_owned()),
         Test::Paths(_) => a.http.map(|h| h.path.to_owned()),
         // Values of header fields and claims may be secrets: only whether they are there is told.

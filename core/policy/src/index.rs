@@ -19,6 +19,8 @@ use crate::rule::{Group, Rule, Test};
 const FEW: usize = 6;
 /// Rules looked at to choose a split.
 const SAMPLE: usize = 1024;
+/// Copies of a rule in the whole tree, on average.
+const MOST_COPIES: usize = 8;
 /// A rule with more values than this is not spread over as many branches.
 const MOST_KEYS: usize = 32;
 
@@ -138,6 +140,8 @@ impl Branches<'_> {
 }
 
 struct Builder<'r> {
+    /// Places that rules may still be copied to: a rule with many values stands in many branches.
+    budget: usize,
     rules: &'r [Placed],
     matcher: &'r Matcher,
     reach: Reach,
@@ -147,7 +151,13 @@ struct Builder<'r> {
 impl Index {
     pub(crate) fn new(rules: Vec<Placed>, matcher: &Matcher, reach: Reach) -> Self {
         let all: Vec<u32> = (0..u32::try_from(rules.len()).unwrap_or(u32::MAX)).collect();
-        let mut builder = Builder { rules: &rules, matcher, reach, nodes: Vec::new() };
+        let mut builder = Builder {
+            budget: rules.len() * MOST_COPIES,
+            rules: &rules,
+            matcher,
+            reach,
+            nodes: Vec::new(),
+        };
         let root = builder.build(all, &ATTRIBUTES);
         let nodes = builder.nodes;
         Self { rules, nodes, root, reach }
@@ -235,6 +245,11 @@ impl<'r> Builder<'r> {
         let Some(Branches { attribute, by_key, any }) = self.best(&set, attributes) else {
             return self.add(Node::Leaf(set.into()));
         };
+        let copies = by_key.values().map(Vec::len).sum::<usize>() + any.len();
+        let Some(budget) = self.budget.checked_sub(copies.saturating_sub(set.len())) else {
+            return self.add(Node::Leaf(set.into()));
+        };
+        self.budget = budget;
         let rest: Vec<Attribute> = attributes.iter().copied().filter(|a| *a != attribute).collect();
         let mut split = Split {
             attribute,

@@ -39,7 +39,7 @@ pub use lint::lint;
 pub use matcher::Semantics;
 pub use modes::{Mode, Until};
 pub use path::{Normalization, PathError, normalize, normalize_as};
-pub use request_auth::{Authenticated, RequestAuthentication};
+pub use request_auth::{Authenticated, RequestAuthentication, percent_decoded};
 pub use rule::{Action, AuthorizationPolicy};
 pub use set::{AllowList, Authorizer, Mesh, PolicySet, Workload};
 pub use token::Token;

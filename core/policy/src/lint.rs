@@ -61,10 +61,17 @@ fn each(policy: &AuthorizationPolicy, out: &mut Vec<Finding>) {
             say(Code::PolicyNeverMatches, text);
         }
         for (field, path, normal) in unusual_paths(rule) {
-            let text = format!(
-                "`{field}`: `{path}` is taken for its normal form `{normal}`; Istio compares the text"
-            );
-            say(Code::PolicyDiffersFromIstio, text);
+            if policy.action == Action::Allow {
+                let text = format!(
+                    "`{field}`: `{path}` is not in normal form, so no request has it; write `{normal}`"
+                );
+                say(Code::PolicyNeverMatches, text);
+            } else {
+                let text = format!(
+                    "`{field}`: `{path}` is taken for its normal form `{normal}`; Istio compares the text"
+                );
+                say(Code::PolicyDiffersFromIstio, text);
+            }
         }
         match policy.action {
             Action::Allow => allow(rule, &mut say),

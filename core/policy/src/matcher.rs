@@ -112,6 +112,12 @@ impl Matcher {
                 a.http.is_some_and(|h| list.iter().any(|p| p.matches_present(h.method)))
             }
             Test::Paths(list) => a.http.is_some_and(|h| list.iter().any(|p| p.matches(h.path))),
+            Test::Authority(list) => a.http.is_some_and(|h| {
+                let wide = self.semantics == Semantics::Strict && reach == Reach::Wide;
+                list.iter().any(|(text, host)| {
+                    text.matches_present(h.host) || wide && host.matches(h.host, Reach::Wide)
+                })
+            }),
             // A repeated field: each value by itself.
             Test::Header(name, list) => a.http.is_some_and(|h| {
                 h.headers
@@ -161,7 +167,11 @@ fn identity(test: &Test, id: &Identity<'_>, reach: Reach) -> bool {
                     .namespace_and_account
                     .is_some_and(|(ns, sa)| list.iter().any(|a| a.matches(ns, sa)))
         }
-        Test::TrustDomains(list) => any(list, id.id.trust_domain().as_str()),
+        // The trust domain itself is no workload.
+        Test::TrustDomains(list) => {
+            (reach == Reach::Wide || !id.id.is_trust_domain())
+                && any(list, id.id.trust_domain().as_str())
+        }
         _ => false,
     }
 }

@@ -54,14 +54,7 @@ pub(crate) fn resolve(
             !d.selector.is_empty()
                 && d.namespace == workload.namespace
                 && d.namespace != workload.mesh.root_namespace
-                && match workload.has_labels(&d.selector) {
-                    Some(matches) => matches,
-                    // Unknown labels: STRICT counts, PERMISSIVE does not.
-                    None => {
-                        d.mode == Some(Mode::Strict)
-                            || d.port_modes.get(&port) == Some(&Some(Mode::Strict))
-                    }
-                }
+                && workload.has_labels(&d.selector) != Some(false)
         },
     ];
     let mut mode = None;
@@ -72,12 +65,13 @@ pub(crate) fn resolve(
             .filter(|d| level(d))
             .min_by(|a, b| (&a.created, &a.name).cmp(&(&b.created, &b.name)));
         if let Some(d) = winner {
-            mode = d.mode.or(mode);
             // PA-5: ports count on the workload's own document only.
-            if i == 2
-                && let Some(of_port) = d.port_modes.get(&port)
-            {
-                mode = of_port.or(mode);
+            let of_port = if i == 2 { d.port_modes.get(&port).copied().flatten() } else { None };
+            match workload.has_labels(&d.selector) {
+                // It may be meant for another workload: STRICT counts, nothing else does.
+                None if of_port.or(d.mode) == Some(Mode::Strict) => mode = Some(Mode::Strict),
+                None => {}
+                Some(_) => mode = of_port.or(d.mode).or(mode),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! RequestAuthentication: whose tokens count, where they are, and what they prove (RA-1 to RA-6).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -70,33 +71,39 @@ pub struct Authenticated {
 /// The rules that concern one workload, by issuer.
 #[derive(Debug, Default)]
 pub(crate) struct Authenticator {
-    rules: Vec<Arc<JwtRule>>,
+    rules: Vec<Selected>,
+}
+
+#[derive(Debug)]
+struct Selected {
+    rule: Arc<JwtRule>,
+    /// Whether it is meant for the workload for sure. Where that is not known, its tokens are verified and the bad
+    /// ones refused, but the good ones give no identity.
+    certain: bool,
 }
 
 enum Found {
     Missing,
-    Valid(Map<String, Value>, Location),
+    Valid(Map<String, Value>, Vec<Location>),
     Invalid(Finding),
 }
 
 impl Authenticator {
-    /// RA-1: all that select the workload, together. Where its labels are not known, a selector counts: tokens
-    /// are then verified that nobody asked for, which harms nobody whose token is good.
+    /// RA-1: all that select the workload, together.
     pub(crate) fn new(documents: &[Document], workload: &Workload) -> Self {
-        let mut rules: Vec<Arc<JwtRule>> = documents
-            .iter()
-            .filter_map(|d| match d {
-                Document::RequestAuthentication(r) => Some(r),
-                _ => None,
-            })
-            .filter(|r| !r.for_gateways)
-            .filter(|r| {
-                r.namespace == workload.namespace || r.namespace == workload.mesh.root_namespace
-            })
-            .filter(|r| workload.has_labels(&r.selector) != Some(false))
-            .flat_map(|r| r.rules.iter().cloned())
-            .collect();
-        rules.sort_by(|a, b| a.issuer.cmp(&b.issuer));
+        let mut rules = Vec::new();
+        for document in documents {
+            let Document::RequestAuthentication(r) = document else { continue };
+            let in_scope =
+                r.namespace == workload.namespace || r.namespace == workload.mesh.root_namespace;
+            let selected = workload.has_labels(&r.selector);
+            if !r.for_gateways && in_scope && selected != Some(false) {
+                let certain = selected == Some(true);
+                let all = r.rules.iter().map(|rule| Selected { rule: Arc::clone(rule), certain });
+                rules.extend(all);
+            }
+        }
+        rules.sort_by(|a, b| a.rule.issuer.cmp(&b.rule.issuer));
         Self { rules }
     }
 
@@ -113,7 +120,7 @@ impl Authenticator {
         now: UnixTime,
     ) -> Result<Authenticated, Finding> {
         let mut out = Authenticated::default();
-        for rule in &self.rules {
+        for Selected { rule, .. } in &self.rules {
             out.remove_headers.extend(rule.payload_header.clone());
             out.remove_headers.extend(rule.claim_headers.iter().map(|(name, _)| name.clone()));
         }
@@ -122,7 +129,7 @@ impl Authenticator {
         }
         let mut refused = None;
         let mut valid = None;
-        for rule in &self.rules {
+        for Selected { rule, certain } in &self.rules {
             match rule.find(http, query, now) {
                 Found::Missing if rule.required => {
                     let what = format!("a token of `{}` is required", rule.issuer);
@@ -132,14 +139,19 @@ impl Authenticator {
                 Found::Invalid(e) => {
                     refused.get_or_insert(e);
                 }
-                Found::Valid(claims, location) => {
+                Found::Valid(..) if !certain => {
+                    let what = "the token is of an issuer that may be meant for another workload: tell \
+                                the proxy its labels with --label";
+                    refused.get_or_insert(Finding::new(Code::JwtKeyUnknown, what));
+                }
+                Found::Valid(claims, locations) => {
                     if valid.is_none() {
-                        valid = Some((rule, claims, location));
+                        valid = Some((rule, claims, locations));
                     }
                 }
             }
         }
-        let Some((rule, claims, location)) = valid else {
+        let Some((rule, claims, locations)) = valid else {
             return match refused {
                 Some(e) => Err(e),
                 None => Ok(out),
@@ -147,11 +159,13 @@ impl Authenticator {
         };
         rule.output(&claims, &mut out);
         if !rule.forward {
-            match location {
-                Location::Header { name, .. } => out.remove_headers.push(name),
-                Location::Parameter(name) => out.remove_parameters.push(name),
-                // A cookie is one of several in a field; the application may need the others.
-                Location::Cookie(_) => {}
+            for location in locations {
+                match location {
+                    Location::Header { name, .. } => out.remove_headers.push(name),
+                    Location::Parameter(name) => out.remove_parameters.push(name),
+                    // A cookie is one of several in a field; the application may need the others.
+                    Location::Cookie(_) => {}
+                }
             }
         }
         out.token = Some(Token { claims, space_delimited: rule.space_delimited.clone() });
@@ -167,25 +181,30 @@ fn is_preflight(http: &HttpRequest<'_>) -> bool {
 
 impl JwtRule {
     fn find(&self, http: &HttpRequest<'_>, query: &str, now: UnixTime) -> Found {
-        let mut tokens: Vec<(String, &Location)> = Vec::new();
+        let mut token: Option<Cow<'_, str>> = None;
+        let mut locations: Vec<Location> = Vec::new();
         for location in &self.locations {
-            for token in location.tokens(http, query) {
-                if !tokens.iter().any(|(t, _)| *t == token) {
-                    tokens.push((token, location));
+            for found in location.tokens(http, query) {
+                match &token {
+                    None => token = Some(found),
+                    Some(first) if *first == found => {}
+                    // RA-4 leaves it open which of them counts.
+                    Some(_) => {
+                        return Found::Invalid(Finding::new(
+                            Code::JwtMalformed,
+                            "the request carries several tokens; which of them counts is open",
+                        ));
+                    }
+                }
+                if !locations.contains(location) {
+                    locations.push(location.clone());
                 }
             }
         }
-        match tokens.as_slice() {
-            [] => Found::Missing,
-            [(token, location)] => match self.verify(token, now) {
-                Ok(claims) => Found::Valid(claims, (*location).clone()),
-                Err(e) => Found::Invalid(e),
-            },
-            // RA-4 leaves it open which of them counts.
-            _ => Found::Invalid(Finding::new(
-                Code::JwtMalformed,
-                "the request carries several tokens; which of them counts is open",
-            )),
+        let Some(token) = token else { return Found::Missing };
+        match self.verify(&token, now) {
+            Ok(claims) => Found::Valid(claims, locations),
+            Err(e) => Found::Invalid(e),
         }
     }
 
@@ -237,37 +256,67 @@ impl JwtRule {
     }
 }
 
+/// `%XX` decoded; what is no escape stays.
+pub fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let digit = |i: usize| bytes.get(i).and_then(|b| (*b as char).to_digit(16));
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        match (bytes[i], digit(i + 1), digit(i + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push(u8::try_from(high << 4 | low).unwrap_or_default());
+                i += 3;
+            }
+            (b, ..) => {
+                out.push(b);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn decoded(text: &str) -> Cow<'_, str> {
+    if text.contains('%') { Cow::Owned(percent_decoded(text)) } else { Cow::Borrowed(text) }
+}
+
 impl Location {
-    fn tokens(&self, http: &HttpRequest<'_>, query: &str) -> Vec<String> {
-        let fields = |name: &str| {
+    /// Every token there, one after another.
+    fn tokens<'a>(
+        &'a self,
+        http: &'a HttpRequest<'_>,
+        query: &'a str,
+    ) -> Box<dyn Iterator<Item = Cow<'a, str>> + 'a> {
+        let fields = |name: &'a str| {
             http.headers
                 .iter()
-                .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+                .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
                 .map(|(_, v)| v.trim())
-                .collect::<Vec<&str>>()
         };
         match self {
-            Location::Header { name, prefix } => fields(name)
-                .into_iter()
-                .filter_map(|v| v.strip_prefix(prefix.as_str()))
-                .map(|t| t.trim().to_owned())
-                .filter(|t| !t.is_empty())
-                .collect(),
-            Location::Parameter(name) => query
-                .split('&')
-                .filter_map(|p| p.split_once('='))
-                .filter(|(n, _)| n == name)
-                .map(|(_, v)| v.to_owned())
-                .filter(|t| !t.is_empty())
-                .collect(),
-            Location::Cookie(name) => fields("cookie")
-                .into_iter()
-                .flat_map(|v| v.split(';'))
-                .filter_map(|c| c.trim().split_once('='))
-                .filter(|(n, _)| n == name)
-                .map(|(_, v)| v.to_owned())
-                .filter(|t| !t.is_empty())
-                .collect(),
+            Location::Header { name, prefix } => Box::new(
+                fields(name)
+                    .filter_map(|v| v.strip_prefix(prefix.as_str()))
+                    .map(str::trim)
+                    .filter(|t| !t.is_empty())
+                    .map(Cow::Borrowed),
+            ),
+            // As the application reads them, names and values decoded.
+            Location::Parameter(name) => Box::new(
+                query
+                    .split('&')
+                    .filter_map(|p| p.split_once('='))
+                    .filter(move |(n, v)| !v.is_empty() && decoded(n) == name.as_str())
+                    .map(|(_, v)| decoded(v)),
+            ),
+            Location::Cookie(name) => Box::new(
+                fields("cookie")
+                    .flat_map(|v| v.split(';'))
+                    .filter_map(|c| c.trim().split_once('='))
+                    .filter(move |(n, v)| n == name && !v.is_empty())
+                    .map(|(_, v)| Cow::Borrowed(v)),
+            ),
         }
     }
 }

@@ -99,6 +99,8 @@ pub(crate) enum Test {
     Methods(Vec<Pattern>),
     Paths(Vec<PathPattern>),
     Header(String, Vec<Pattern>),
+    /// `request.headers[:authority]`: the text counts; where it refuses, the host does too.
+    Authority(Vec<(Pattern, HostPattern)>),
     RequestPrincipals(Vec<RequestPrincipal>),
     Audiences(Vec<Pattern>),
     Presenter(Vec<Pattern>),
@@ -118,6 +120,7 @@ impl Test {
                 | Test::Methods(_)
                 | Test::Paths(_)
                 | Test::Header(..)
+                | Test::Authority(_)
                 | Test::RequestPrincipals(_)
                 | Test::Audiences(_)
                 | Test::Presenter(_)
@@ -148,6 +151,7 @@ impl Test {
             Test::SourceIps(l) | Test::RemoteIps(l) | Test::DestinationIps(l) => all(l),
             Test::Ports(l) => all(l),
             Test::Hosts(l) => all(l),
+            Test::Authority(l) => l.iter().map(|(p, _)| p.to_string()).collect(),
             Test::Paths(l) => all(l),
             Test::RequestPrincipals(l) => all(l),
         }

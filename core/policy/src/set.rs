@@ -247,7 +247,11 @@ impl PolicySet {
         audit
             .rules()
             .iter()
-            .filter(|p| self.matcher.rule(&p.rule, &facts, Reach::Wide))
+            .filter(|p| {
+                let allows = self.policies[p.policy as usize].action == Action::Allow;
+                let reach = if allows { Reach::Narrow } else { Reach::Wide };
+                self.matcher.rule(&p.rule, &facts, reach)
+            })
             .map(|p| &*self.policies[p.policy as usize].name)
             .collect()
     }
@@ -415,21 +419,22 @@ fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Op
         action: p.action,
         dry_run: p.dry_run,
         doubtful: known.is_none(),
-        rules: rules.iter().map(|r| settle(r, workload, matcher)).collect(),
+        rules: rules.iter().map(|r| settle(r, p.action, workload, matcher)).collect(),
     })
 }
 
 /// The rule as it is meant here: what stands for several trust domains written out (AP-17), and paths, unless
-/// Istio's semantics are wanted, in the normal form that requests are in. Otherwise a DENY of `/a%2Fb` would
-/// refuse nothing.
-fn settle(rule: &Arc<Rule>, workload: &Workload, matcher: &Matcher) -> Arc<Rule> {
+/// Istio's semantics are wanted, in the normal form that requests are in where they refuse. Otherwise a DENY of
+/// `/a%2Fb` would refuse nothing; where they grant, the text counts, which no request has.
+fn settle(rule: &Arc<Rule>, action: Action, workload: &Workload, matcher: &Matcher) -> Arc<Rule> {
     let concerned =
         |f: &Field| matches!(f.test, Test::Principals(_) | Test::TrustDomains(_) | Test::Paths(_));
     if !rule.fields().any(concerned) {
         return Arc::clone(rule);
     }
     let domains: Vec<&TrustDomain> = matcher.domains.iter().collect();
-    let settled = |test: &Test| match test {
+    let reach = if action == Action::Allow { Reach::Narrow } else { Reach::Wide };
+    let settled = |f: &Field| match &f.test {
         Test::Principals(list) => {
             let all: Vec<_> = list.iter().flat_map(|p| p.with_aliases(&domains)).collect();
             (all != *list).then_some(Test::Principals(all))
@@ -438,20 +443,23 @@ fn settle(rule: &Arc<Rule>, workload: &Workload, matcher: &Matcher) -> Arc<Rule>
             let all = trust_domains_with_aliases(list, &domains);
             (all != *list).then_some(Test::TrustDomains(all))
         }
-        Test::Paths(list) if workload.mesh.semantics == Semantics::Strict => {
+        Test::Paths(list)
+            if workload.mesh.semantics == Semantics::Strict
+                && reach.of_values(f.negated) == Reach::Wide =>
+        {
             let all: Vec<_> =
                 list.iter().map(|p| p.normalized(workload.mesh.normalization)).collect();
             (all != *list).then_some(Test::Paths(all))
         }
         _ => None,
     };
-    if !rule.fields().any(|f| settled(&f.test).is_some()) {
+    if !rule.fields().any(|f| settled(f).is_some()) {
         return Arc::clone(rule);
     }
     let mut rule = Rule::clone(rule);
     let apply = |group: &mut Group| {
         for field in group {
-            if let Some(test) = settled(&field.test) {
+            if let Some(test) = settled(field) {
                 field.test = test;
             }
         }

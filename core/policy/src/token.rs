@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use countersign_identity::UnixTime;
+use countersign_jose::LEEWAY;
 use serde_json::{Map, Value};
 
 use crate::pattern::Pattern;
@@ -24,6 +26,13 @@ impl Token {
 
     fn text(&self, name: &str) -> &str {
         self.claims.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// `exp` with the leeway that verification gives it.
+    pub fn expires_at(&self) -> Option<UnixTime> {
+        let end = self.claims.get("exp").and_then(Value::as_f64)?;
+        // Beyond that it never ends.
+        (end.abs() < 9e15).then(|| UnixTime::from_secs(end as i64) + LEEWAY)
     }
 
     /// `iss`.

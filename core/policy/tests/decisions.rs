@@ -630,7 +630,7 @@ proptest! {
         let workload = if semantics { istio() } else { workload() };
         let id = id.map(spiffe);
         let caller = id.as_ref().map_or(Caller::Nobody, Caller::Identity);
-        let a = attributes(caller, http.then(|| HttpRequest { method, host: "api:8080", path, headers: &[] }));
+        let a = attributes(caller, http.then_some(HttpRequest { method, host: "api:8080", path, headers: &[] }));
         let compile = |list: &[String]| {
             let text = list.concat() + "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n";
             set_for(&text, &workload)
@@ -657,7 +657,7 @@ proptest! {
     fn strict_is_stricter(list in policies(), (id, http, method, path) in requests()) {
         let id = id.map(spiffe);
         let caller = id.as_ref().map_or(Caller::Nobody, Caller::Identity);
-        let a = attributes(caller, http.then(|| HttpRequest { method, host: "api:8080", path, headers: &[] }));
+        let a = attributes(caller, http.then_some(HttpRequest { method, host: "api:8080", path, headers: &[] }));
         let text = list.concat() + "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x}\n";
         let istio = set_for(&text, &istio());
         if set(&text).judge(&a).is_allowed() {
@@ -667,18 +667,93 @@ proptest! {
 }
 
 #[test]
-fn pn_6_paths_of_policies_are_in_the_normal_form_of_requests() {
+fn pn_6_paths_that_refuse_are_in_the_normal_form_of_requests() {
     let web = spiffe("spiffe://corp.test/ns/shop/sa/web");
     let at = |path| attributes(Caller::Identity(&web), Some(HttpRequest { path, ..get("/") }));
-    for written in ["/a%2Fb", "/a//b", "/x/../a/b", "/%61/b", "/a\\\\b", "/a%2f*", "*%2fb"] {
+    for written in [
+        "/a%2Fb",
+        "/a//b",
+        "/x/../a/b",
+        "/%61/b",
+        "/a\\\\b",
+        "/a%2f*",
+        "*%2fb",
+        "/%61/{*}",
+        "/a%2Fb/{**}",
+    ] {
         let rules = format!("[{{to: [{{operation: {{paths: [\"{written}\"]}}}}]}}]");
         let deny = set(&policy("d", "DENY", &rules));
-        assert!(!deny.judge(&at("/a/b")).is_allowed(), "{written}");
-        assert!(allows(&rules, &at("/a/b")), "{written}");
+        let path = if written.ends_with("{**}") { "/a/b/c" } else { "/a/b" };
+        assert!(!deny.judge(&at(path)).is_allowed(), "{written}");
+        let except = rules.replace("paths", "notPaths");
+        assert!(!allows(&except, &at(path)), "{written}");
+        // Where it grants, the text counts: strict allows nothing that Istio would not.
+        if written.starts_with('/') && !written.contains(['*', '{']) {
+            assert!(!allows(&rules, &at(path)), "{written}");
+        }
     }
     // The beginning of a name is not a dot segment.
-    assert!(allows("[{to: [{operation: {paths: ['/a/..*']}}]}]", &at("/a/..b")));
-    assert!(!allows("[{to: [{operation: {paths: ['/a/..*']}}]}]", &at("/b")));
+    let deny = set(&policy("d", "DENY", "[{to: [{operation: {paths: ['/a/..*']}}]}]"));
+    assert!(!deny.judge(&at("/a/..b")).is_allowed() && deny.judge(&at("/b")).is_allowed());
+}
+
+#[test]
+fn ap_13_presence_of_hosts_and_authority() {
+    let web = spiffe("spiffe://corp.test/ns/shop/sa/web");
+    let host = |host| attributes(Caller::Identity(&web), Some(HttpRequest { host, ..get("/") }));
+    let deny = set(&policy("d", "DENY", "[{to: [{operation: {hosts: ['*']}}]}]"));
+    assert!(!deny.judge(&host("")).is_allowed());
+    let rules = "[{when: [{key: 'request.headers[:authority]', values: [api.test]}]}]";
+    assert!(allows(rules, &host("api.test")) && !allows(rules, &host("API.test")), "the text");
+    let deny = set(&policy("d", "DENY", rules));
+    assert!(!deny.judge(&host("API.test:80")).is_allowed(), "where it refuses, the host");
+}
+
+#[test]
+fn a_trust_domain_is_no_workload() {
+    let root = spiffe("spiffe://corp.test");
+    let a = attributes(Caller::Identity(&root), None);
+    assert!(!allows("[{from: [{source: {trustDomains: [corp.test]}}]}]", &a));
+}
+
+#[test]
+fn mapped_blocks_are_what_they_map() {
+    let a = attributes(Caller::Nobody, None);
+    assert!(allows("[{from: [{source: {ipBlocks: ['::ffff:10.0.0.0/104']}}]}]", &a));
+    let wide = "[{from: [{source: {ipBlocks: ['::ffff:10.0.0.0/90']}}]}]";
+    assert!(parse(&policy("a", "ALLOW", wide), "t").is_err());
+}
+
+#[test]
+fn pa_5_ports_of_documents_that_may_be_for_others() {
+    let text = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: ns, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n---\n\
+        apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: other, namespace: shop}\n\
+        spec: {selector: {matchLabels: {app: other}}, mtls: {mode: STRICT}, portLevelMtls: {9090: {mode: PERMISSIVE}}}\n";
+    let unknown = Workload { labels: None, ..workload() };
+    assert_eq!(set_for(text, &unknown).mode(9090), Some(Mode::Strict));
+}
+
+#[test]
+fn building_the_index_is_bounded() {
+    // Every rule has many values of every attribute: copied into every branch this would not end.
+    let list = |make: &dyn Fn(usize) -> String, i: usize| {
+        let all: Vec<String> = (0..32).map(|k| make((i * 7 + k * 5) % 52)).collect();
+        format!("[{}]", all.join(", "))
+    };
+    let rules: Vec<String> = (0..300)
+        .map(|i| {
+            format!(
+                "{{from: [{{source: {{principals: {}}}}}], to: [{{operation: {{paths: {}, ports: {}}}}}]}}",
+                list(&|k| format!("corp.test/w{k}"), i),
+                list(&|k| format!("/p{k}"), i),
+                list(&|k| format!("'{}'", 8000 + k), i)
+            )
+        })
+        .collect();
+    let set = set(&policy("big", "ALLOW", &format!("[{}]", rules.join(", "))));
+    let id = spiffe("spiffe://corp.test/w0");
+    let a = attributes(Caller::Identity(&id), Some(HttpRequest { path: "/p5", ..get("/") }));
+    assert_eq!(set.judge(&a).is_allowed(), set.judge_linearly(&a).is_allowed());
 }
 
 #[test]

@@ -239,3 +239,56 @@ fn policies_can_ask_for_what_a_token_says() {
         assert_eq!(set.judge(&a).is_allowed(), allowed, "{groups}");
     }
 }
+
+#[test]
+fn a_rule_that_may_be_for_others_gives_no_identity() {
+    let issuer = Issuer::new("idp");
+    let text = document(&[issuer.rule("")])
+        .replace("spec: {", "spec: {selector: {matchLabels: {app: other}}, ");
+    let workload = Workload {
+        trust_domain: "corp.test".parse().unwrap(),
+        namespace: "shop".into(),
+        labels: None,
+        mesh: Mesh::default(),
+    };
+    let set = PolicySet::compile(&parse(&text, "t").unwrap(), &workload, 1);
+    let value = bearer(&issuer.token(&json!({})));
+    assert!(ask(&set, &[("authorization", &value)], "").is_err());
+    assert_eq!(ask(&set, &[], "").unwrap().token, None);
+}
+
+#[test]
+fn every_copy_of_the_token_stays_here() {
+    let issuer = Issuer::new("idp");
+    let set = set(&document(&[issuer.rule("")]));
+    let token = issuer.token(&json!({}));
+    let value = bearer(&token);
+    let got = ask(&set, &[("authorization", &value)], &format!("access%5Ftoken={token}")).unwrap();
+    assert_eq!((got.remove_headers.len(), got.remove_parameters.len()), (1, 1));
+    let escaped = ask(&set, &[], "access%5ftoken=bad");
+    assert!(escaped.is_err(), "names are read as the application reads them");
+}
+
+#[test]
+fn many_candidates_are_refused_at_once() {
+    let issuer = Issuer::new("idp");
+    let set = set(&document(&[issuer.rule(", fromParams: [t]")]));
+    let query: Vec<String> = (0..9000).map(|i| format!("t={i}")).collect();
+    assert_eq!(ask(&set, &[], &query.join("&")).unwrap_err(), Code::JwtMalformed);
+}
+
+#[test]
+fn framing_and_identity_headers_cannot_be_filled_from_tokens() {
+    let issuer = Issuer::new("idp");
+    for name in
+        ["Content-Length", "transfer_encoding", "Host", "X-Forwarded-Client-Cert", "Connection"]
+    {
+        for field in [
+            format!(", outputPayloadToHeader: {name}"),
+            format!(", outputClaimToHeaders: [{{header: {name}, claim: sub}}]"),
+            format!(", fromHeaders: [{{name: {name}}}]"),
+        ] {
+            assert!(parse(&document(&[issuer.rule(&field)]), "t").is_err(), "{field}");
+        }
+    }
+}

@@ -213,13 +213,15 @@ impl Renewal {
         self.told.notify_one();
     }
 
-    async fn next(&self) -> (Permit, Arc<PeerIdentity>) {
-        loop {
-            self.told.notified().await;
-            if let Some(next) = self.next.lock().unwrap_or_else(|e| e.into_inner()).take() {
-                return next;
-            }
-        }
+    /// Has `still` asked again: what is under way has changed.
+    pub(crate) fn ask_again(&self) {
+        self.told.notify_one();
+    }
+
+    /// The new permit, or nothing if it is only to be asked again.
+    async fn next(&self) -> Option<(Permit, Arc<PeerIdentity>)> {
+        self.told.notified().await;
+        self.next.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
 }
 
@@ -267,17 +269,22 @@ pub(crate) async fn forward<T>(
                 let again = still()?.unwrap_or(LONG);
                 ask.as_mut().reset(Instant::now() + again);
             }
-            (permit, renewed) = async {
+            next = async {
                 match renewal {
                     Some(renewal) => renewal.next().await,
                     None => std::future::pending().await,
                 }
             } => {
-                if !is_trusted(Some(&renewed), shared) {
-                    return Err(Code::PermitWithdrawn);
+                if let Some((permit, renewed)) = next {
+                    if !is_trusted(Some(&renewed), shared) {
+                        return Err(Code::PermitWithdrawn);
+                    }
+                    peer = Some(renewed);
+                    end.as_mut().reset(Instant::now() + life(&permit));
+                } else {
+                    let again = still()?.unwrap_or(LONG);
+                    ask.as_mut().reset(Instant::now() + again);
                 }
-                peer = Some(renewed);
-                end.as_mut().reset(Instant::now() + life(&permit));
             }
             out = &mut work => return Ok(out),
         }

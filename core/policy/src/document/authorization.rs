@@ -267,7 +267,10 @@ impl Reader<'_> {
                     let name = header_name(rest).map_err(|e| self.place.invalid(at, e))?;
                     return match name.as_str() {
                         ":method" => Ok(Test::Methods(patterns()?)),
-                        ":authority" => Ok(Test::Hosts(self.all(list, at, str::parse)?)),
+                        ":authority" => {
+                            let both = |v: &str| Ok((v.parse()?, v.parse()?));
+                            Ok(Test::Authority(self.all(list, at, both)?))
+                        }
                         _ => Ok(Test::Header(name, patterns()?)),
                     };
                 }

@@ -40,10 +40,29 @@ pub(super) fn read(
     })
 }
 
-/// The name of a header field, in lower case.
+/// Fields that say where a message ends, where it goes, or who sent it: nobody's token may set or hide them.
+const RESERVED: [&str; 11] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-countersign-code",
+    "x-forwarded-client-cert",
+];
+
+/// The name of a header field that may be used, in lower case.
 fn header_name(name: &str) -> Option<String> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    (!name.is_empty() && name.bytes().all(token)).then(|| name.to_ascii_lowercase())
+    let lower = name.to_ascii_lowercase();
+    let good = !name.is_empty()
+        && name.bytes().all(token)
+        && !RESERVED.contains(&lower.replace('_', "-").as_str());
+    good.then_some(lower)
 }
 
 fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, Finding> {
@@ -81,8 +100,9 @@ fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, F
     };
     let mut locations = Vec::new();
     for (i, h) in spec.from_headers.iter().enumerate() {
-        let name = header_name(&h.name)
-            .ok_or_else(|| bad(&format!("fromHeaders[{i}].name"), "is no header field name"))?;
+        let name = header_name(&h.name).ok_or_else(|| {
+            bad(&format!("fromHeaders[{i}].name"), "is no name of a header field that may be used")
+        })?;
         locations.push(Location::Header { name, prefix: h.prefix.clone() });
     }
     locations.extend(spec.from_params.into_iter().map(Location::Parameter));
@@ -94,17 +114,17 @@ fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, F
     }
     let payload_header = match &spec.output_payload_to_header {
         None => None,
-        Some(name) => Some(
-            header_name(name)
-                .ok_or_else(|| bad("outputPayloadToHeader", "is no header field name"))?,
-        ),
+        Some(name) => Some(header_name(name).ok_or_else(|| {
+            bad("outputPayloadToHeader", "is no name of a header field that may be used")
+        })?),
     };
     let mut claim_headers = Vec::new();
     for (i, c) in spec.output_claim_to_headers.iter().enumerate() {
         let field = format!("outputClaimToHeaders[{i}]");
         let c = c.as_ref().ok_or_else(|| bad(&field, "is null"))?;
-        let name = header_name(&c.header)
-            .ok_or_else(|| bad(&format!("{field}.header"), "is no header field name"))?;
+        let name = header_name(&c.header).ok_or_else(|| {
+            bad(&format!("{field}.header"), "is no name of a header field that may be used")
+        })?;
         if c.claim.is_empty() {
             return Err(bad(&format!("{field}.claim"), "is empty"));
         }

@@ -30,7 +30,14 @@ impl FromStr for Cidr {
                 .filter(|b| *b <= most)
                 .ok_or_else(|| format!("prefix length must be 0 to {most}"))?,
         };
-        Ok(Self { base, bits })
+        // An IPv4-mapped block is the IPv4 block it maps.
+        match (base, base.to_canonical()) {
+            (IpAddr::V6(_), v4 @ IpAddr::V4(_)) => match bits.checked_sub(96) {
+                Some(bits) => Ok(Self { base: v4, bits }),
+                None => Err("covers more than the IPv4-mapped addresses that it names".into()),
+            },
+            _ => Ok(Self { base, bits }),
+        }
     }
 }
 

@@ -49,7 +49,8 @@ impl HostPattern {
             Pattern::Suffix(t) => {
                 n >= t.len() && value[n - t.len()..].eq_ignore_ascii_case(t.as_bytes())
             }
-            Pattern::Present => n > 0,
+            // Whether a host is there, not what it says; an empty one is there too.
+            Pattern::Present => true,
         }
     }
 }

@@ -65,7 +65,24 @@ impl PathPattern {
 
     /// The pattern for paths in the normal form of `mode`.
     pub(crate) fn normalized(&self, mode: Normalization) -> Self {
-        let PathPattern::Plain(pattern) = self else { return self.clone() };
+        let pattern = match self {
+            PathPattern::Plain(pattern) => pattern,
+            PathPattern::Template(segments) => {
+                let mut out = Vec::new();
+                for segment in segments {
+                    match segment {
+                        // A slash that was escaped begins another segment.
+                        Segment::Literal(t) if !t.is_empty() => {
+                            let literal = normalize_part(t, mode);
+                            let parts = literal.split('/').filter(|p| !p.is_empty());
+                            out.extend(parts.map(|p| Segment::Literal(p.into())));
+                        }
+                        other => out.push(other.clone()),
+                    }
+                }
+                return PathPattern::Template(out);
+            }
+        };
         PathPattern::Plain(match pattern {
             Pattern::Exact(t) => match normalize_as(t, mode) {
                 Ok(normal) => Pattern::Exact(normal.into()),

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::{Authenticated, Normalization, normalize_as};
+use countersign_policy::{Authenticated, Normalization, normalize_as, percent_decoded};
 use countersign_telemetry::ConnectionId;
 
 use super::framing::Framing;
@@ -167,6 +167,10 @@ impl<'a> RequestHead<'a> {
         if method == "CONNECT" {
             return Err(Bad::malformed("CONNECT is not accepted here"));
         }
+        // Policies name methods in capitals, and there are applications that do not mind the case.
+        if method.bytes().any(|b| b.is_ascii_lowercase()) {
+            return Err(Bad::malformed("the method is not in capitals"));
+        }
         let target = request.path.unwrap_or_default();
         let target = normalize_as(target, mode).map_err(|e| Bad::malformed(e.to_string()))?;
         let mut fields = Vec::with_capacity(request.headers.len());
@@ -215,6 +219,30 @@ impl<'a> RequestHead<'a> {
         }))
     }
 
+    /// The fields as policies may see them: as the application will, so that nobody passes by a header that he
+    /// made up himself.
+    pub(crate) fn judged<'b>(
+        &'b self,
+        edits: Option<&'b Authenticated>,
+    ) -> Vec<(&'b str, &'b str)> {
+        let mut out: Vec<(&str, &str)> = self
+            .fields
+            .iter()
+            .copied()
+            .filter(|(name, _)| !is_kept_back(name, true, edits))
+            .collect();
+        out.extend(
+            edits.iter().flat_map(|e| &e.add_headers).map(|(n, v)| (n.as_str(), v.as_str())),
+        );
+        out
+    }
+
+    /// Whether [`RequestHead::judged`] differs from the fields as sent.
+    pub(crate) fn needs_judged(&self, edits: Option<&Authenticated>) -> bool {
+        edits.is_some_and(|e| !e.add_headers.is_empty())
+            || self.fields.iter().any(|(name, _)| is_kept_back(name, true, edits))
+    }
+
     /// The query without `?`.
     pub(crate) fn query(&self) -> &str {
         self.target.split_once('?').map_or("", |(_, q)| q)
@@ -243,18 +271,11 @@ impl<'a> RequestHead<'a> {
             }
             _ => out.extend_from_slice(self.target.as_bytes()),
         }
-        let edited = |name: &str| {
-            edits.is_some_and(|e| {
-                let set = e.add_headers.iter().map(|(n, _)| n);
-                e.remove_headers.iter().chain(set).any(|h| same_header(name, h))
-            })
-        };
         out.extend_from_slice(if self.minor == 0 { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
         for (name, value) in &self.fields {
             let dropped = is_hop_by_hop(name)
                 || !self.upgrade && is_upgrade(name)
-                || edited(name)
-                || strip_identity && IDENTITY_HEADERS.iter().any(|h| same_header(name, h))
+                || is_kept_back(name, strip_identity, edits)
                 || named.iter().any(|n| n.eq_ignore_ascii_case(name))
                     && !name.eq_ignore_ascii_case("upgrade");
             if !dropped {
@@ -279,8 +300,8 @@ impl<'a> RequestHead<'a> {
             .query()
             .split('&')
             .filter(|p| {
-                let name = p.split('=').next().unwrap_or_default();
-                !parameters.iter().any(|r| r == name)
+                let name = percent_decoded(p.split('=').next().unwrap_or_default());
+                !parameters.contains(&name)
             })
             .collect();
         if kept.is_empty() {
@@ -292,11 +313,18 @@ impl<'a> RequestHead<'a> {
 
 /// `X_Forwarded_Client_Cert` is the same header to many applications.
 fn same_header(name: &str, header: &str) -> bool {
-    name.len() == header.len()
-        && name
-            .bytes()
-            .zip(header.bytes())
-            .all(|(a, b)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-'))
+    let fold = |b: u8| if b == b'_' { b'-' } else { b.to_ascii_lowercase() };
+    name.len() == header.len() && name.bytes().zip(header.bytes()).all(|(a, b)| fold(a) == fold(b))
+}
+
+/// Whether a field of that name never gets past us: a caller's word about identities, or what only a verified
+/// token may fill.
+fn is_kept_back(name: &str, strip_identity: bool, edits: Option<&Authenticated>) -> bool {
+    strip_identity && IDENTITY_HEADERS.iter().any(|h| same_header(name, h))
+        || edits.is_some_and(|e| {
+            let set = e.add_headers.iter().map(|(n, _)| n);
+            e.remove_headers.iter().chain(set).any(|h| same_header(name, h))
+        })
 }
 
 fn is_upgrade(name: &str) -> bool {

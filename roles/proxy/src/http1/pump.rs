@@ -115,7 +115,13 @@ pub(super) struct Pump<'a> {
     method: &'a str,
     near_keeps: bool,
     upgrade: bool,
+    /// Whether anything of the response has been passed on.
+    begun: bool,
+    interims: u8,
 }
+
+/// Most interim responses to one request.
+const MOST_INTERIMS: u8 = 32;
 
 fn malformed(what: &'static str) -> Broken {
     Broken::Far(Finding::new(Code::MalformedHttp, what))
@@ -145,6 +151,8 @@ impl<'a> Pump<'a> {
             method,
             near_keeps: keep_alive,
             upgrade,
+            begun: false,
+            interims: 0,
         }
     }
 
@@ -155,7 +163,7 @@ impl<'a> Pump<'a> {
 
     /// Whether anything of the response has been passed on.
     pub(super) fn has_begun_answering(&self) -> bool {
-        self.response.at > 0
+        self.begun || self.response.at > 0
     }
 
     pub(super) fn poll<C: Relayed, U: Relayed>(
@@ -240,6 +248,12 @@ impl<'a> Pump<'a> {
                         return Poll::Ready(Ok(Done::Upgraded));
                     }
                     Ok(Some(head)) => {
+                        if head.status < 200 {
+                            self.interims += 1;
+                            if self.interims > MOST_INTERIMS {
+                                return Poll::Ready(Err(malformed("endless interim responses")));
+                            }
+                        }
                         self.take_head(head, far);
                         continue;
                     }
@@ -272,6 +286,10 @@ impl<'a> Pump<'a> {
 
     fn take_head<U>(&mut self, head: ResponseHead, far: &mut Buffered<U>) {
         let interim = head.status < 200;
+        // Nothing of it is pending here: what there was has been written.
+        self.begun |= self.response.at > 0;
+        self.response.head.clear();
+        self.response.at = 0;
         if !interim {
             self.near_keeps &= head.framing != Framing::UntilClose;
         }

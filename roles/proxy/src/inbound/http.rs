@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
-    Authenticated, Authorizer, HttpRequest, Normalization, Permit, PolicySet, Request, Workload,
+    Authenticated, Authorizer, HttpRequest, Normalization, Permit, PolicySet, Request, Token,
+    Workload,
 };
 use countersign_telemetry::Direction;
 use countersign_tls::current_time;
@@ -14,7 +15,7 @@ use countersign_x509::{PeerIdentity, hex};
 use tokio::net::TcpStream;
 
 use super::{Inbound, dial, source_of};
-use crate::forward::{Volume, forward};
+use crate::forward::{Renewal, Volume, forward};
 use crate::http1::{self, Exchange, Next, RequestHead};
 use crate::shared::no_identity_yet;
 use crate::stream::Relayed;
@@ -32,6 +33,7 @@ impl Inbound<'_> {
             connection: self,
             peer,
             identity: self.forwarded_client_cert(peer),
+            renewal: Renewal::default(),
             head: Mutex::new(Vec::new()),
         };
         let draining = self.shared.draining.subscribe();
@@ -45,7 +47,7 @@ impl Inbound<'_> {
         };
         let still = || exchange.still_permitted();
         let work = http1::serve(client, early, &exchange, self.id, draining);
-        match forward(permit, peer, self.shared, None, still, work).await {
+        match forward(permit, peer, self.shared, Some(&exchange.renewal), still, work).await {
             Ok(end) => {
                 count.sent += end.sent;
                 count.received += end.received;
@@ -93,11 +95,17 @@ struct HttpInbound<'a> {
     peer: Option<&'a Arc<PeerIdentity>>,
     /// What the application is told about the peer.
     identity: Option<String>,
+    /// Wakes whoever watches over the permit, when a request begins whose token ends some time.
+    renewal: Renewal,
     /// The head of the request under way; empty between requests.
     head: Mutex<Vec<u8>>,
 }
 
 impl HttpInbound<'_> {
+    fn expects_tokens(&self) -> bool {
+        self.connection.shared.policies.load().as_ref().is_some_and(|p| p.expects_tokens())
+    }
+
     /// A permit for the connection: the list of allowed peers is judged at once, policies at each
     /// request, because they may depend on it.
     fn connection_permit(&self) -> Result<Permit, Finding> {
@@ -128,8 +136,16 @@ impl HttpInbound<'_> {
         match RequestHead::parse(&head, self.normalization()) {
             Ok(Some(head)) => {
                 let authenticated = authenticate(self.connection, &head).map_err(|e| e.code)?;
-                let token = authenticated.as_ref().and_then(|a| a.token.as_ref());
-                self.connection.still_permitted(self.peer, Some(parts(&head)), token)
+                let edits = authenticated.as_deref();
+                let token = edits.and_then(|a| a.token.as_ref());
+                let fields = head.judged(edits);
+                let http = Some(parts(&head, &fields));
+                let left = self.connection.still_permitted(self.peer, http, token)?;
+                // What a token allows ends with it.
+                let of_token = token
+                    .and_then(Token::expires_at)
+                    .map(|end| end.since(current_time()) + Duration::from_secs(1));
+                Ok(left.into_iter().chain(of_token).min())
             }
             _ => self.connection.plaintext_left(self.peer),
         }
@@ -145,11 +161,13 @@ fn authenticate(
     if !policies.expects_tokens() {
         return Ok(None);
     }
-    policies.authenticate(&parts(head), head.query(), current_time()).map(|a| Some(Box::new(a)))
+    policies
+        .authenticate(&parts(head, &head.fields), head.query(), current_time())
+        .map(|a| Some(Box::new(a)))
 }
 
-fn parts<'a>(head: &'a RequestHead<'_>) -> HttpRequest<'a> {
-    HttpRequest { method: head.method, host: head.host, path: head.path(), headers: &head.fields }
+fn parts<'a>(head: &'a RequestHead<'_>, fields: &'a [(&'a str, &'a str)]) -> HttpRequest<'a> {
+    HttpRequest { method: head.method, host: head.host, path: head.path(), headers: fields }
 }
 
 impl Exchange for HttpInbound<'_> {
@@ -164,8 +182,11 @@ impl Exchange for HttpInbound<'_> {
                 return Next::Refuse(finding);
             }
         };
-        let token = authenticated.as_ref().and_then(|a| a.token.as_ref());
-        match self.connection.permit(self.peer, Some(parts(request)), token) {
+        let edits = authenticated.as_deref();
+        let token = edits.and_then(|a| a.token.as_ref());
+        let judged = request.needs_judged(edits).then(|| request.judged(edits));
+        let fields = judged.as_deref().unwrap_or(&request.fields);
+        match self.connection.permit(self.peer, Some(parts(request, fields)), token) {
             Ok(_permit) => Next::Forward(self.identity.as_deref(), authenticated),
             Err(finding) => Next::Refuse(finding),
         }
@@ -176,6 +197,9 @@ impl Exchange for HttpInbound<'_> {
     }
 
     fn under_way(&self, head: Option<&[u8]>) {
+        if head.is_some() && self.expects_tokens() {
+            self.renewal.ask_again();
+        }
         let mut slot = self.head.lock().unwrap_or_else(|e| e.into_inner());
         slot.clear();
         slot.extend_from_slice(head.unwrap_or_default());

@@ -408,3 +408,100 @@ async fn audit_policies_report_and_decide_nothing() {
     let (trial, watch) = ("policy default/trial matches", "policy default/watch matches");
     assert_eq!(reports, [trial, watch, trial]);
 }
+
+#[tokio::test]
+async fn nobody_passes_by_a_header_that_he_made_up() {
+    let kit = Kit::new();
+    let issuer = countersign_testkit::TokenIssuer::new("idp");
+    let policies = format!(
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: jwt, namespace: default}}\n\
+         spec: {{jwtRules: [{{issuer: idp, jwks: '{}', outputClaimToHeaders: [{{header: x-role, claim: role}}]}}]}}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: admins, namespace: default}}\n\
+         spec: {{rules: [{{when: [{{key: 'request.headers[x-role]', values: [admin]}}]}}, \
+         {{when: [{{key: 'request.headers[x-forwarded-client-cert]', values: ['*']}}]}}]}}\n",
+        issuer.jwks()
+    );
+    let strict = PeerMode::Fixed(Mode::Strict);
+    let proxy = kit.inbound_with(mirror().await, Protocol::Http, strict, &[&policies]).await;
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    let now = countersign_tls::current_time();
+    let bearer = |role: &str| {
+        let token = issuer.token(now, &serde_json::json!({"role": role}));
+        format!("Authorization: Bearer {token}\r\n")
+    };
+    for spoofed in [
+        "X-Role: admin\r\n".to_owned(),
+        "X_Role: admin\r\n".to_owned(),
+        "X-Forwarded-Client-Cert: By=spiffe://evil\r\n".to_owned(),
+        format!("X-Role: admin\r\n{}", bearer("user")),
+    ] {
+        let got = ask(&mut tls, &format!("GET / HTTP/1.1\r\nHost: x\r\n{spoofed}\r\n"), "}").await;
+        assert!(got.contains("403") && got.contains("CS3002"), "{spoofed}: {got}");
+    }
+    let real = format!("GET / HTTP/1.1\r\nHost: x\r\nx-role: user\r\n{}\r\n", bearer("admin"));
+    let got = ask(&mut tls, &real, "URI=").await;
+    assert!(got.starts_with("HTTP/1.1 200") && got.contains("x-role: admin\r\n"), "{got}");
+    assert!(!got.contains("x-role: user"), "{got}");
+}
+
+#[tokio::test]
+async fn methods_are_in_capitals() {
+    let kit = Kit::new();
+    let proxy = kit.inbound(mirror().await, Protocol::Http).await;
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    let got = ask(&mut tls, "delete / HTTP/1.1\r\nHost: x\r\n\r\n", "}").await;
+    assert!(got.starts_with("HTTP/1.1 400 "), "{got}");
+}
+
+#[tokio::test]
+async fn what_a_lenient_parser_takes_for_http_is_not_relayed_as_bytes() {
+    let kit = Kit::new();
+    let proxy = kit.inbound(mirror().await, Protocol::Auto).await;
+    for start in [" GET / HTTP/1.1", "GET\u{c}/ HTTP/1.1", "GET\u{b}/ HTTP/1.1", "\tGET / HTTP/1.1"]
+    {
+        let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+        let got = ask(&mut tls, &format!("{start}\r\nHost: x\r\n\r\n"), "}").await;
+        assert!(got.starts_with("HTTP/1.1 400 "), "{start:?}: {got}");
+    }
+}
+
+#[tokio::test]
+async fn interim_responses_come_to_an_end() {
+    let kit = Kit::new();
+    let listener = TcpListener::bind(any()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut s, _) = listener.accept().await.unwrap();
+        let _ = s.read(&mut [0; 2048]).await;
+        while s.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n").await.is_ok() {}
+    });
+    let proxy = kit.inbound(address, Protocol::Http).await;
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    let got = ask(&mut tls, "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "never").await;
+    assert!(got.matches("103 Early Hints").count() <= 32, "{}", got.len());
+    assert_eq!(kit.records.code().await, "CS2203");
+}
+
+#[tokio::test]
+async fn what_a_token_allows_ends_with_it() {
+    let kit = Kit::new();
+    let issuer = countersign_testkit::TokenIssuer::new("idp");
+    let policies = format!(
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: jwt, namespace: default}}\n\
+         spec: {{jwtRules: [{{issuer: idp, jwks: '{}'}}]}}\n",
+        issuer.jwks()
+    );
+    let (origin, mut heard) = silent().await;
+    let strict = PeerMode::Fixed(Mode::Strict);
+    let proxy = kit.inbound_with(origin, Protocol::Http, strict, &[&policies]).await;
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    // It has ended, but for the leeway: two seconds are left.
+    let end = countersign_tls::current_time().secs() - 58;
+    let token = issuer.token(countersign_tls::current_time(), &serde_json::json!({"exp": end}));
+    let request = format!("GET /slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    tls.write_all(request.as_bytes()).await.unwrap();
+    assert_eq!(heard.recv().await, Some("asked"));
+    let gone = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+    assert_eq!(gone.expect("it is cut"), Some("gone"));
+    assert_eq!(kit.records.code().await, "CS1105");
+}

@@ -162,6 +162,9 @@ impl Preview {
                 "plaintext refused: the port is STRICT".into(),
             ));
         }
+        if request.http.as_ref().is_some_and(|h| h.method.bytes().any(|b| b.is_ascii_lowercase())) {
+            return Err(refused(Code::MalformedHttp, "400: the method is not in capitals".into()));
+        }
         let path = match &request.http {
             None => None,
             Some(http) => match normalize_as(&http.path, self.mesh.normalization) {
