@@ -56,7 +56,8 @@ fn four_commands_make_a_mesh() {
         "log-web",
     );
     let address = format!("127.0.0.1:{outbound}");
-    let answer = eventually("a call", || get(&address).ok().filter(|a| a.contains("200 OK")));
+    let answer =
+        eventually("a call", || get(&address).ok().filter(|a| a.starts_with("HTTP/1.1 200 OK")));
     assert!(answer.contains("URI=spiffe://corp.test/ns/shop/sa/web"), "{answer}");
     assert!(answer.contains("By=spiffe://corp.test/ns/shop/sa/api"), "{answer}");
 
@@ -67,10 +68,13 @@ fn four_commands_make_a_mesh() {
     )
     .unwrap();
     home.ok(&["apply", "-f", home.path("policy.yaml").to_str().unwrap()]);
-    let refused = eventually("the policy", || get(&address).ok().filter(|a| a.contains("403")));
+    let refused =
+        eventually("the policy", || get(&address).ok().filter(|a| a.starts_with("HTTP/1.1 403 ")));
     assert!(refused.contains("CS3002"), "{refused}");
     home.ok(&["policy", "delete", "AuthorizationPolicy", "shop/nobody"]);
-    eventually("the policy's end", || get(&address).ok().filter(|a| a.contains("200 OK")));
+    eventually("the policy's end", || {
+        get(&address).ok().filter(|a| a.starts_with("HTTP/1.1 200 OK"))
+    });
 
     // What was observed becomes a policy that allows exactly that.
     assert_eq!(std::fs::read_to_string(&edges).unwrap().lines().count(), 1, "each call once");
@@ -80,7 +84,7 @@ fn four_commands_make_a_mesh() {
     home.ok(&["apply", "-f", home.path("suggested.yaml").to_str().unwrap()]);
     let diff = ["policy", "diff", "none", "server", "--edges", &edges];
     assert_eq!(home.run(&diff).status.code(), Some(0), "nothing observed would be cut");
-    eventually("a call", || get(&address).ok().filter(|a| a.contains("200 OK")));
+    eventually("a call", || get(&address).ok().filter(|a| a.starts_with("HTTP/1.1 200 OK")));
 
     let journal = home.json(&["ca", "journal", "--limit", "100"]);
     assert_eq!(journal["chain_intact"], true);
@@ -220,7 +224,7 @@ fn the_root_rolls_over_without_restart_or_lost_calls() {
         "log-web",
     );
     let address = format!("127.0.0.1:{outbound}");
-    eventually("a call", || get(&address).ok().filter(|a| a.contains("200 OK")));
+    eventually("a call", || get(&address).ok().filter(|a| a.starts_with("HTTP/1.1 200 OK")));
 
     let calls = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let counter = {
@@ -230,7 +234,7 @@ fn the_root_rolls_over_without_restart_or_lost_calls() {
             while calls.load(std::sync::atomic::Ordering::Relaxed) {
                 n += 1;
                 match get(&address) {
-                    Ok(a) if a.contains("200 OK") => {}
+                    Ok(a) if a.starts_with("HTTP/1.1 200 OK") => {}
                     other => failed.push(format!("{other:?}")),
                 }
                 std::thread::sleep(std::time::Duration::from_millis(10));

@@ -42,3 +42,21 @@ pub(crate) fn parse_socket(text: &str) -> Result<PathBuf, String> {
         std::path::absolute(path).map_err(|e| e.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::parse_socket;
+
+    #[test]
+    fn workload_endpoint_4_socket_addresses() {
+        for good in ["unix:///run/agent.sock", "unix:/run/agent.sock", "/run/agent.sock"] {
+            assert_eq!(parse_socket(good).unwrap().to_str(), Some("/run/agent.sock"), "{good}");
+        }
+        // No authority, no relative path; TCP endpoints are not spoken to.
+        for bad in
+            ["unix://host/run/agent.sock", "unix:agent.sock", "tcp://127.0.0.1:8000", "http://x/y"]
+        {
+            assert!(parse_socket(bad).is_err(), "{bad}");
+        }
+    }
+}

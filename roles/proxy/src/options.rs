@@ -110,6 +110,8 @@ pub struct ProxyOptions {
     pub listeners: Vec<ListenerOptions>,
     /// Policy documents given directly, in YAML with their origin; added to the agent's.
     pub policies: Vec<(String, String)>,
+    /// Files of such documents, watched for change.
+    pub policy_files: Vec<PathBuf>,
     /// The workload's labels, for selectors; `None` if not known.
     pub labels: Option<Labels>,
     /// How policies are to be understood.
@@ -135,6 +137,7 @@ impl ProxyOptions {
             identity,
             listeners,
             policies: Vec::new(),
+            policy_files: Vec::new(),
             labels: None,
             mesh: Mesh::default(),
             edges: None,

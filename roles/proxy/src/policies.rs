@@ -3,11 +3,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use countersign_findings::{Code, Finding};
+use countersign_keys::read_bounded;
 use countersign_lifecycle::Backoff;
-use countersign_policy::{Document, PolicySet, Workload, parse};
+use countersign_policy::{Document, MAX_INPUT, PolicySet, Workload, parse};
 use countersign_wire::dial;
 use countersign_wire::proto::countersign::node::v1::WatchPoliciesRequest;
 use countersign_wire::proto::countersign::node::v1::node_client::NodeClient;
@@ -15,14 +16,67 @@ use countersign_wire::rpc::Code as GrpcCode;
 use countersign_wire::status::to_finding;
 
 use crate::shared::Shared;
+use tokio::sync::watch;
 
-/// Reads documents given directly.
-pub(crate) fn read_given(given: &[(String, String)]) -> Result<Vec<Document>, Finding> {
+/// Documents given directly, as they are now.
+pub(crate) type Given = watch::Receiver<Arc<Vec<Document>>>;
+
+/// How often files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Reads documents given directly: texts with their origin, and files.
+pub(crate) fn read_given(
+    texts: &[(String, String)],
+    files: &[PathBuf],
+) -> Result<Vec<Document>, Finding> {
     let mut out = Vec::new();
-    for (origin, text) in given {
+    for (origin, text) in texts {
         out.extend(parse(text, origin)?);
     }
+    for path in files {
+        let bytes = read_bounded(path, MAX_INPUT as u64).map_err(|e| e.finding())?;
+        let place = path.display().to_string();
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|_| Finding::new(Code::ConfigSyntax, "not UTF-8").at(place.clone()))?;
+        out.extend(parse(text, &place)?);
+    }
     Ok(out)
+}
+
+/// Reads everything again whenever a file changes. What cannot be read whole is refused whole.
+pub(crate) async fn follow_policy_files(
+    shared: Arc<Shared>,
+    texts: Vec<(String, String)>,
+    files: Vec<PathBuf>,
+    given: watch::Sender<Arc<Vec<Document>>>,
+) {
+    let stamp = || -> Vec<Option<(SystemTime, u64)>> {
+        // Through links: what is mounted changes by moving one.
+        files
+            .iter()
+            .map(|f| std::fs::metadata(f).ok().and_then(|m| Some((m.modified().ok()?, m.len()))))
+            .collect()
+    };
+    let mut last = stamp();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = stamp();
+        if now == last {
+            continue;
+        }
+        last = now;
+        match read_given(&texts, &files) {
+            Ok(documents) => {
+                tracing::info!(documents = documents.len(), "policy files were read again");
+                given.send_replace(Arc::new(documents));
+            }
+            Err(e) => {
+                let generation = shared.policies.load().as_ref().map_or(0, |p| p.generation());
+                shared.metrics.policies(generation, false);
+                tracing::error!(code = %e.code, "policy files are not used, the last good set stays: {e}");
+            }
+        }
+    }
 }
 
 impl Shared {
@@ -39,25 +93,31 @@ impl Shared {
     }
 }
 
-/// Only the given documents: compiled as soon as the identity is known, and again if it changes.
-pub(crate) async fn follow_identity(shared: Arc<Shared>, given: Vec<Document>) {
+/// Only the given documents: compiled as soon as the identity is known, and again if it or they change.
+pub(crate) async fn follow_identity(shared: Arc<Shared>, mut given: Given) {
     let mut changes = shared.credentials.subscribe();
     let mut last = None;
+    let mut generation = 1;
     loop {
         changes.borrow_and_update();
         let id = shared.credentials.current().map(|c| c.id.clone());
         if id.is_some() && id != last {
-            shared.install_policies(&given, 1);
+            let documents = Arc::clone(&given.borrow_and_update());
+            shared.install_policies(&documents, generation);
             last = id;
         }
-        if changes.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            Ok(()) = given.changed() => {
+                generation += 1;
+                last = None;
+            }
         }
     }
 }
 
 /// Given documents and the agent's.
-pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Vec<Document>) {
+pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, mut given: Given) {
     let mut backoff = Backoff::new(Duration::from_secs(5));
     let mut identity = shared.credentials.subscribe();
     // The agent answers only those who have an identity.
@@ -67,6 +127,7 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Ve
         }
     }
     let channel = dial::unix(socket);
+    // What the agent told last.
     let mut last: Option<(Vec<Document>, u64)> = None;
     loop {
         let mut client = NodeClient::new(channel.clone()).max_decoding_message_size(64 << 20);
@@ -84,8 +145,15 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Ve
                         // Compiled for the identity in use: a new one, or one that returns, counts.
                         changed = identity.changed() => {
                             if changed.is_err() { return }
-                            if let Some((all, generation)) = &last {
-                                shared.install_policies(all, *generation);
+                            if let Some((told, generation)) = &last {
+                                shared.install_policies(&together(&given, told), *generation);
+                            }
+                            continue;
+                        }
+                        Ok(()) = given.changed() => {
+                            given.borrow_and_update();
+                            if let Some((told, generation)) = &last {
+                                shared.install_policies(&together(&given, told), *generation);
                             }
                             continue;
                         }
@@ -103,10 +171,11 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Ve
                                 .collect();
                             match parsed {
                                 Ok(parsed) => {
-                                    let mut all = given.clone();
-                                    all.extend(parsed.into_iter().flatten());
-                                    shared.install_policies(&all, set.generation);
-                                    last = Some((all, set.generation));
+                                    let told: Vec<Document> =
+                                        parsed.into_iter().flatten().collect();
+                                    shared
+                                        .install_policies(&together(&given, &told), set.generation);
+                                    last = Some((told, set.generation));
                                 }
                                 Err(e) => {
                                     shared.metrics.policies(set.generation, false);
@@ -123,4 +192,8 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, given: Ve
         tracing::debug!(code = %failure.code, "policy source: {}", failure.message);
         tokio::time::sleep(backoff.pause(u32::from_be_bytes(countersign_keys::random()))).await;
     }
+}
+
+fn together(given: &Given, told: &[Document]) -> Vec<Document> {
+    given.borrow().iter().chain(told).cloned().collect()
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::identity::{follow_files, follow_workload_api, read_files};
 use crate::options::{IdentitySource, InboundOptions, ListenerOptions, ProxyOptions};
 use crate::outbound::OutboundListener;
-use crate::policies::{follow_agent, follow_identity, read_given};
+use crate::policies::{follow_agent, follow_identity, follow_policy_files, read_given};
 use crate::shared::{Place, Shared};
 use crate::{inbound, outbound};
 
@@ -125,7 +125,8 @@ impl Proxy {
     /// and connections are refused until they are there. Files are read once before anything is bound,
     /// so that a mistake in them is an error here.
     pub async fn start(options: ProxyOptions, log: AccessLog) -> Result<RunningProxy, Finding> {
-        let given = read_given(&options.policies)?;
+        let documents = read_given(&options.policies, &options.policy_files)?;
+        let (given_sender, given) = watch::channel(Arc::new(documents));
         if let IdentitySource::Files { cert, key, bundle } = &options.identity {
             let (svid, bundles) = read_files(cert, key, bundle)?;
             countersign_tls::Credentials::new(&svid, &bundles, 0, TlsOptions::default())
@@ -177,6 +178,10 @@ impl Proxy {
         let mut control = JoinSet::new();
         let tls = TlsOptions { tls12: options.tls12 };
         let live = Arc::clone(&shared.credentials);
+        if !options.policy_files.is_empty() {
+            let (texts, files) = (options.policies, options.policy_files);
+            control.spawn(follow_policy_files(Arc::clone(&shared), texts, files, given_sender));
+        }
         match options.identity {
             IdentitySource::WorkloadApi { socket, id, with_policies } => {
                 if with_policies {

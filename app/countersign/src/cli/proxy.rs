@@ -62,7 +62,7 @@ struct Common {
     /// Trust bundle in PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     bundle: Option<PathBuf>,
-    /// Policy files; added to those the agent tells
+    /// Policy files, watched for change; added to those the agent tells
     #[arg(long, value_name = "FILE")]
     policy: Vec<PathBuf>,
     /// A label of the workload, for policies with a selector; repeat for more. Without any, selectors
@@ -412,12 +412,7 @@ async fn serve(
         }
     };
     let mut options = ProxyOptions::new(identity, listeners);
-    for path in &common.policy {
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            Finding::new(Code::FileUnreadable, format!("cannot read `{}`: {e}", path.display()))
-        })?;
-        options.policies.push((path.display().to_string(), text));
-    }
+    options.policy_files.clone_from(&common.policy);
     options.labels = labels(&common.labels)?;
     options.mesh = common.semantics.mesh()?;
     options.edges = common.edges.as_deref().map(edges).transpose()?;

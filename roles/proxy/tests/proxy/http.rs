@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use countersign_policy::{Mode, Until};
-use countersign_proxy::{PeerMode, Protocol};
+use countersign_proxy::{InboundOptions, ListenerOptions, PeerMode, Protocol};
 use countersign_testkit::raw_tls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -173,14 +173,14 @@ async fn each_request_is_decided_by_itself() {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     assert!(ask(&mut web, &get("/public/a"), "\r\n\r\nGET").await.contains("200 OK"));
     let refused = ask(&mut web, &get("/private"), "}").await;
-    assert!(refused.contains("403") && refused.contains("CS3002"), "{refused}");
+    assert!(refused.starts_with("HTTP/1.1 403 ") && refused.contains("CS3002"), "{refused}");
     let refused = ask(&mut web, &get("/public/secret"), "}").await;
-    assert!(refused.contains("403") && refused.contains("CS3001"), "{refused}");
+    assert!(refused.starts_with("HTTP/1.1 403 ") && refused.contains("CS3001"), "{refused}");
     let refused = ask(&mut web, &get("/public/x/..%2f..%2fprivate"), "}").await;
-    assert!(refused.contains("403"), "the normalised path counts: {refused}");
+    assert!(refused.starts_with("HTTP/1.1 403 "), "the normalised path counts: {refused}");
     assert!(ask(&mut web, &get("/public/b"), "\r\n\r\nGET").await.contains("200 OK"), "still open");
     let post = "POST /public/a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
-    assert!(ask(&mut web, post, "}").await.contains("403"));
+    assert!(ask(&mut web, post, "}").await.starts_with("HTTP/1.1 403 "));
     let mut other = connect(&kit, proxy.addresses[0], "/ns/shop/sa/other").await;
     assert!(ask(&mut other, &get("/public/a"), "}").await.contains("CS3002"));
 }
@@ -373,7 +373,10 @@ async fn tokens_are_verified_and_stay_with_the_proxy() {
         assert!(query.is_empty() || got.contains("GET /a?a=1&b=2 HTTP/1.1"), "{got}");
     }
     let none = ask(&mut tls, &get("", ""), "}").await;
-    assert!(none.contains("403") && none.contains("CS3002"), "no token, no identity: {none}");
+    assert!(
+        none.starts_with("HTTP/1.1 403 ") && none.contains("CS3002"),
+        "no token, no identity: {none}"
+    );
     let bob = issuer.token(now, &serde_json::json!({"sub": "bob"}));
     assert!(ask(&mut tls, &get("", &bearer(&bob)), "}").await.contains("CS3002"));
     let forged = countersign_testkit::TokenIssuer::new("https://idp.test");
@@ -436,7 +439,7 @@ async fn nobody_passes_by_a_header_that_he_made_up() {
         format!("X-Role: admin\r\n{}", bearer("user")),
     ] {
         let got = ask(&mut tls, &format!("GET / HTTP/1.1\r\nHost: x\r\n{spoofed}\r\n"), "}").await;
-        assert!(got.contains("403") && got.contains("CS3002"), "{spoofed}: {got}");
+        assert!(got.starts_with("HTTP/1.1 403 ") && got.contains("CS3002"), "{spoofed}: {got}");
     }
     let real = format!("GET / HTTP/1.1\r\nHost: x\r\nx-role: user\r\n{}\r\n", bearer("admin"));
     let got = ask(&mut tls, &real, "URI=").await;
@@ -504,4 +507,52 @@ async fn what_a_token_allows_ends_with_it() {
     let gone = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
     assert_eq!(gone.expect("it is cut"), Some("gone"));
     assert_eq!(kit.records.code().await, "CS1105");
+}
+
+#[tokio::test]
+async fn policy_files_are_watched_and_the_last_good_set_stays() {
+    let kit = Kit::new();
+    let file = kit.dir.path().join("policy.yaml");
+    let policy = |path: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: default}}\n\
+             spec: {{rules: [{{to: [{{operation: {{paths: [{path}]}}}}]}}]}}\n"
+        )
+    };
+    std::fs::write(&file, policy("/a")).unwrap();
+    let listener = ListenerOptions::Inbound(InboundOptions {
+        listen: any(),
+        forward: mirror().await.to_string(),
+        mode: PeerMode::Fixed(Mode::Strict),
+        allow: None,
+        protocol: Protocol::Http,
+    });
+    let mut options = kit.options(vec![listener]);
+    options.policy_files = vec![file.clone()];
+    let proxy = kit.start(options).await.unwrap();
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(ask(&mut tls, &get("/b"), "}").await.contains("CS3002"));
+    std::fs::write(&file, policy("/bb, /b")).unwrap();
+    for _ in 0..100 {
+        if ask(&mut tls, &get("/b"), "\r\n\r\n").await.starts_with("HTTP/1.1 200") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+    assert!(
+        ask(&mut tls, &get("/b"), "URI=").await.starts_with("HTTP/1.1 200"),
+        "it was read again"
+    );
+    // A file that cannot be understood changes nothing but the metric.
+    std::fs::write(&file, "kind: [").unwrap();
+    for _ in 0..100 {
+        if proxy.metrics.encode().contains("countersign_policy_current 0") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(proxy.metrics.encode().contains("countersign_policy_current 0"));
+    assert!(ask(&mut tls, &get("/b"), "URI=").await.starts_with("HTTP/1.1 200"));
 }
