@@ -136,6 +136,7 @@ fn entries() {
     create("spiffe://other.test/a", "unix:uid:1", &["CS4006", "corp.test"]);
     create("/spire/server", "unix:uid:1", &["CS4006", "reserved"]);
     create("/a", "uid", &["CS5003", "TYPE:VALUE"]);
+    create("/a", "uid:1", &["CS5003", "unix:uid:1"]);
     fails(&home, &["entry", "create", "--spiffe-id", "/a"], 1, &["CS4006", "no selectors"]);
     fails(&home, &["entry", "show", "nope"], 1, &["CS4007"]);
     fails(&home, &["entry", "delete", "nope"], 1, &["CS4007"]);

@@ -151,8 +151,8 @@ where
             let mut chain = self.0.lock().unwrap_or_else(|e| e.into_inner());
             chain.push(end_entity.to_vec());
             chain.extend(intermediates.iter().map(|c| c.to_vec()));
-            // Never accepted: we only looked.
-            Err(rustls::Error::General("inspection ends here".into()))
+            // Never accepted: we only looked. The alert says that it was our wish, not the peer's mistake.
+            Err(rustls::CertificateError::ApplicationVerificationFailure.into())
         }
         fn verify_tls12_signature(
             &self,

@@ -189,8 +189,25 @@ impl EntryJson {
 }
 
 pub(crate) fn selectors(list: &[String]) -> Result<SelectorSet, Finding> {
+    // What the `unix` attestor tells, written without its type: no process would ever have such a selector.
+    const OF_UNIX: [&str; 8] = [
+        "uid",
+        "gid",
+        "user",
+        "group",
+        "path",
+        "sha256",
+        "supplementary_gid",
+        "supplementary_group",
+    ];
     list.iter()
-        .map(|s| s.parse().map_err(|e: countersign_identity::SelectorError| invalid(e.to_string())))
+        .map(|s| match s.split_once(':') {
+            Some((kind, _)) if OF_UNIX.contains(&kind) => {
+                Err(invalid(format!("selector `{s}` has no attestor's type"))
+                    .hint(format!("did you mean `unix:{s}`?")))
+            }
+            _ => s.parse().map_err(|e: countersign_identity::SelectorError| invalid(e.to_string())),
+        })
         .collect()
 }
 
