@@ -225,6 +225,8 @@ impl Sync {
         let due: Vec<Arc<Entry>> = state
             .entries
             .values()
+            // A node's lasting name: no process has a selector of that type.
+            .filter(|e| !e.selectors.iter().any(|s| s.kind() == "spiffe_id"))
             .filter(|e| {
                 state.svids.get(&e.id).is_none_or(|held| {
                     held.revision != e.revision
