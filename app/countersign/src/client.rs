@@ -74,6 +74,12 @@ impl Server {
         }
     }
 
+    /// The policies that the server has.
+    pub(crate) async fn list_policies(&self) -> Result<own::PolicySet, Finding> {
+        let answer = self.admin().list_policies(own::ListPoliciesRequest {}).await;
+        Ok(answer.map_err(|s| self.refused(&s))?.into_inner())
+    }
+
     /// A join string for one agent, good for `ttl_secs`. `node` is a lasting name for it: entries under
     /// that name stay when the agent has to join again under an ID of its own that is new.
     pub(crate) async fn join_string(

@@ -68,7 +68,8 @@ fn x509_svid_3_1_leaf_path_is_not_root() {
 #[test]
 fn x509_svid_3_1_the_uri_is_critical_where_the_subject_is_empty() {
     let leaf = CertInfo::parse(&ca().issue("/ns/shop/sa/web").chain[0]).unwrap();
-    assert!(!leaf.subject.is_empty() || leaf.san_critical);
+    // The profile never leaves the subject empty, so that the extension need not be critical.
+    assert!(!leaf.subject.is_empty() && !leaf.san_critical);
     assert_eq!(leaf.uri_sans, ["spiffe://corp.test/ns/shop/sa/web"]);
 }
 

@@ -1,6 +1,7 @@
 //! From peers to the workload: who is it, may it, then relay.
 
 mod http;
+mod records;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -8,17 +9,16 @@ use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
-    Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, Request, Source, Token,
-    Until,
+    Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, PolicySet, Request,
+    Source, Token, Until,
 };
 use countersign_sys::tune;
-use countersign_telemetry::{ConnectionId, Direction, HandshakeRecord, Security};
-use countersign_tls::{HandshakeInfo, Session, accept, current_time};
+use countersign_telemetry::{ConnectionId, Direction, Security};
+use countersign_tls::{Session, accept, current_time};
 use countersign_x509::PeerIdentity;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::edges::Edge;
 use crate::forward::{End, Volume, forward, relay};
 use crate::http1::{H2_PREFACE, looks_like_request, refusal};
 use crate::options::{InboundOptions, PeerMode, Protocol};
@@ -30,6 +30,9 @@ const FIRST_BYTE: Duration = Duration::from_secs(60);
 
 /// First byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
+
+/// The policies in force; `None` until they are known.
+type Policies = Option<Arc<PolicySet>>;
 
 /// One accepted connection.
 struct Inbound<'a> {
@@ -71,23 +74,6 @@ impl Inbound<'_> {
                 .and_then(|p| p.mode(self.local.port()))
                 .unwrap_or(Mode::Strict),
         }
-    }
-
-    fn destination(&self) -> String {
-        match self.shared.credentials.current() {
-            Some(c) => c.id.to_string(),
-            None => self.local.to_string(),
-        }
-    }
-
-    fn refuse(&self, finding: &Finding) {
-        self.shared.refuse(
-            Direction::Inbound,
-            self.id,
-            self.from.to_string(),
-            self.destination(),
-            finding,
-        );
     }
 
     async fn run(self, stream: TcpStream) {
@@ -168,9 +154,7 @@ impl Inbound<'_> {
             spoke = &mut speaks => return Speaker::of_client(spoke),
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
-        let allowed = self
-            .decide(&Source::Unauthenticated { reason: NoIdentity::Plaintext }, None, None)
-            .is_allowed();
+        let allowed = self.decide(&self.policies(), &source_of(None), None, None).is_allowed();
         if !allowed {
             return Speaker::of_client(speaks.await);
         }
@@ -189,13 +173,15 @@ impl Inbound<'_> {
         dial(&self.options.forward).await
     }
 
-    fn authorizer(&self) -> Option<Authorizer> {
-        let policies = self.shared.policies.load_full()?;
-        Some(Authorizer::new(self.options.allow.clone(), policies))
+    /// The policies in force, to be taken once for all that is decided about one request: what verified its
+    /// token must be what judges it.
+    fn policies(&self) -> Policies {
+        self.shared.policies.load_full()
     }
 
     fn decide(
         &self,
+        policies: &Policies,
         source: &Source<'_>,
         http: Option<HttpRequest<'_>>,
         token: Option<&Token>,
@@ -207,7 +193,8 @@ impl Inbound<'_> {
                 return Outcome::PlaintextEnded(mode);
             }
         }
-        let Some(authorizer) = self.authorizer() else { return Outcome::NotReady };
+        let Some(policies) = policies else { return Outcome::NotReady };
+        let authorizer = Authorizer::new(self.options.allow.clone(), Arc::clone(policies));
         Outcome::Decided(authorizer.decide(&self.request(*source, http, token)))
     }
 
@@ -260,21 +247,7 @@ impl Inbound<'_> {
             life,
             count.sent + count.received,
         );
-        if self.shared.log.is_on() {
-            self.shared.log.write(HandshakeRecord {
-                event: "connection_closed",
-                connection_id: self.id.to_string(),
-                direction: "inbound",
-                source_workload: who(peer, self.from),
-                destination_workload: self.destination(),
-                source_identity: peer.map(|p| p.id().to_string()),
-                result: "success",
-                duration_ms: life.as_secs_f64() * 1000.0,
-                bytes_sent: Some(count.sent),
-                bytes_received: Some(count.received),
-                ..HandshakeRecord::default()
-            });
-        }
+        self.note_closed(peer, life, &count);
         clean
     }
 
@@ -291,7 +264,8 @@ impl Inbound<'_> {
         if far.is_some() {
             return self.tcp(client, peer, early, far, count).await;
         }
-        let allowed_as_tcp = self.decide(&source_of(peer), None, None).is_allowed();
+        let allowed_as_tcp =
+            self.decide(&self.policies(), &source_of(peer), None, None).is_allowed();
         let deadline = tokio::time::Instant::now() + FIRST_BYTE;
         loop {
             let verdict = if early.starts_with(&H2_PREFACE[..early.len().min(H2_PREFACE.len())])
@@ -354,7 +328,7 @@ impl Inbound<'_> {
         upstream: Option<TcpStream>,
         count: &mut Volume,
     ) -> bool {
-        let permit = match self.permit(peer, None, None) {
+        let permit = match self.permit(&self.policies(), peer, None, None) {
             Ok(permit) => permit,
             Err(finding) => {
                 self.note(peer, &finding);
@@ -371,7 +345,7 @@ impl Inbound<'_> {
                 }
             },
         };
-        let still = || self.still_permitted(peer, None, None);
+        let still = || self.still_permitted(&self.policies(), peer, None, None);
         let work = relay(client, &mut far, early, count);
         match forward(permit, peer, self.shared, None, still, work).await {
             Ok(End::Finished) => true,
@@ -390,12 +364,13 @@ impl Inbound<'_> {
     /// Decides, counts the decision, and yields the permit.
     fn permit(
         &self,
+        policies: &Policies,
         peer: Option<&Arc<PeerIdentity>>,
         http: Option<HttpRequest<'_>>,
         token: Option<&Token>,
     ) -> Result<Permit, Finding> {
-        self.audit(peer, http, token);
-        let result = match self.decide(&source_of(peer), http, token) {
+        self.audit(policies, peer, http, token);
+        let result = match self.decide(policies, &source_of(peer), http, token) {
             Outcome::PlaintextEnded(mode) => Err(self.plaintext_refusal(mode)),
             Outcome::NotReady => {
                 Err(Finding::new(Code::PolicyUnavailable, "no policy has been loaded yet"))
@@ -409,48 +384,6 @@ impl Inbound<'_> {
             self.record_edge(peer, http);
         }
         result
-    }
-
-    fn record_edge(&self, peer: Option<&Arc<PeerIdentity>>, http: Option<HttpRequest<'_>>) {
-        let Some(edges) = &self.shared.edges else { return };
-        let Some(own) = self.shared.credentials.current() else { return };
-        edges.record(&Edge {
-            principal: peer.map(|p| p.id().as_str()),
-            namespace: own.id.namespace().unwrap_or("default"),
-            labels: self.shared.labels.as_ref(),
-            port: self.local.port(),
-            http: http.map(|h| (h.method, h.host, h.path)),
-        });
-    }
-
-    /// Reports which AUDIT and tried-out policies match. They decide nothing.
-    fn audit(
-        &self,
-        peer: Option<&Arc<PeerIdentity>>,
-        http: Option<HttpRequest<'_>>,
-        token: Option<&Token>,
-    ) {
-        let Some(policies) = self.shared.policies.load_full().filter(|p| p.audits()) else {
-            return;
-        };
-        let request = self.request(source_of(peer), http, token);
-        for policy in policies.audited(&request) {
-            self.shared.metrics.audited();
-            tracing::info!(connection = %self.id, source = who(peer, self.from), policy, "audit: policy matches");
-            if self.shared.log.is_on() {
-                self.shared.log.write(HandshakeRecord {
-                    event: "audit",
-                    connection_id: self.id.to_string(),
-                    direction: "inbound",
-                    source_workload: who(peer, self.from),
-                    destination_workload: self.destination(),
-                    source_identity: peer.map(|p| p.id().to_string()),
-                    result: "success",
-                    message: format!("policy {policy} matches"),
-                    ..HandshakeRecord::default()
-                });
-            }
-        }
     }
 
     fn request<'a>(
@@ -474,12 +407,13 @@ impl Inbound<'_> {
     /// lets it; everything, as long as the policies do.
     fn still_permitted(
         &self,
+        policies: &Policies,
         peer: Option<&Arc<PeerIdentity>>,
         http: Option<HttpRequest<'_>>,
         token: Option<&Token>,
     ) -> Result<Option<Duration>, Code> {
         let left = self.plaintext_left(peer)?;
-        match self.decide(&source_of(peer), http, token) {
+        match self.decide(policies, &source_of(peer), http, token) {
             Outcome::Decided(d) if d.is_allowed() => Ok(left),
             Outcome::PlaintextEnded(_) => Err(Code::PermissiveEnded),
             _ => Err(Code::PermitWithdrawn),
@@ -498,42 +432,6 @@ impl Inbound<'_> {
             }
             Mode::Permissive { .. } => Ok(None),
             Mode::Strict => Err(Code::PermitWithdrawn),
-        }
-    }
-
-    fn cut(&self, peer: Option<&Arc<PeerIdentity>>, code: Code) {
-        self.shared.metrics.cut(code);
-        self.note(peer, &Finding::new(code, code.title()));
-    }
-
-    fn note(&self, peer: Option<&Arc<PeerIdentity>>, finding: &Finding) {
-        self.shared.note(
-            "request_denied",
-            Direction::Inbound,
-            self.id,
-            who(peer, self.from),
-            self.destination(),
-            finding,
-        );
-    }
-
-    fn note_handshake(&self, peer: &Arc<PeerIdentity>, info: &HandshakeInfo) {
-        if self.shared.log.is_on() {
-            self.shared.log.write(HandshakeRecord {
-                event: "handshake",
-                connection_id: self.id.to_string(),
-                direction: "inbound",
-                source_workload: peer.id().to_string(),
-                destination_workload: self.destination(),
-                source_identity: Some(peer.id().to_string()),
-                destination_identity: Some(self.destination()),
-                result: "success",
-                tls_version: info.version.to_owned(),
-                key_exchange: info.group.clone(),
-                resumed: info.resumed,
-                duration_ms: info.duration.as_secs_f64() * 1000.0,
-                ..HandshakeRecord::default()
-            });
         }
     }
 }

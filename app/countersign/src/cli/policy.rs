@@ -70,12 +70,7 @@ impl PolicyCommand {
             Command::Lint(c) => return c.run(global),
             Command::List => {
                 let server = Server::new(&global.data_dir()?);
-                let set = server
-                    .admin()
-                    .list_policies(own::ListPoliciesRequest {})
-                    .await
-                    .map_err(|s| server.refused(&s))?
-                    .into_inner();
+                let set = server.list_policies().await?;
                 match global.output {
                     Format::Json => {
                         let policies: Vec<_> = set

@@ -14,7 +14,7 @@ use countersign_tls::current_time;
 use countersign_x509::{PeerIdentity, hex};
 use tokio::net::TcpStream;
 
-use super::{Inbound, dial, source_of};
+use super::{Inbound, Policies, dial, source_of};
 use crate::forward::{Renewal, Volume, forward};
 use crate::http1::{self, Exchange, Next, RequestHead};
 use crate::shared::no_identity_yet;
@@ -135,12 +135,13 @@ impl HttpInbound<'_> {
         let head = self.head.lock().unwrap_or_else(|e| e.into_inner());
         match RequestHead::parse(&head, self.normalization()) {
             Ok(Some(head)) => {
-                let authenticated = authenticate(self.connection, &head).map_err(|e| e.code)?;
+                let policies = self.connection.policies();
+                let authenticated = authenticate(&policies, &head).map_err(|e| e.code)?;
                 let edits = authenticated.as_deref();
                 let token = edits.and_then(|a| a.token.as_ref());
                 let fields = head.judged(edits);
                 let http = Some(parts(&head, &fields));
-                let left = self.connection.still_permitted(self.peer, http, token)?;
+                let left = self.connection.still_permitted(&policies, self.peer, http, token)?;
                 // What a token allows ends with it.
                 let of_token = token
                     .and_then(Token::expires_at)
@@ -154,13 +155,12 @@ impl HttpInbound<'_> {
 
 /// What the request's token proves, if policies ask for tokens.
 fn authenticate(
-    connection: &Inbound<'_>,
+    policies: &Policies,
     head: &RequestHead<'_>,
 ) -> Result<Option<Box<Authenticated>>, Finding> {
-    let Some(policies) = connection.shared.policies.load_full() else { return Ok(None) };
-    if !policies.expects_tokens() {
+    let Some(policies) = policies.as_ref().filter(|p| p.expects_tokens()) else {
         return Ok(None);
-    }
+    };
     policies
         .authenticate(&parts(head, &head.fields), head.query(), current_time())
         .map(|a| Some(Box::new(a)))
@@ -174,11 +174,11 @@ impl Exchange for HttpInbound<'_> {
     type Upstream = TcpStream;
 
     fn judge(&self, request: &RequestHead<'_>) -> Next<'_> {
-        let shared = self.connection.shared;
-        let authenticated = match authenticate(self.connection, request) {
+        let policies = self.connection.policies();
+        let authenticated = match authenticate(&policies, request) {
             Ok(authenticated) => authenticated,
             Err(finding) => {
-                shared.metrics.decided(Direction::Inbound, Some(finding.code));
+                self.connection.shared.metrics.decided(Direction::Inbound, Some(finding.code));
                 return Next::Refuse(finding);
             }
         };
@@ -186,7 +186,7 @@ impl Exchange for HttpInbound<'_> {
         let token = edits.and_then(|a| a.token.as_ref());
         let judged = request.needs_judged(edits).then(|| request.judged(edits));
         let fields = judged.as_deref().unwrap_or(&request.fields);
-        match self.connection.permit(self.peer, Some(parts(request, fields)), token) {
+        match self.connection.permit(&policies, self.peer, Some(parts(request, fields)), token) {
             Ok(_permit) => Next::Forward(self.identity.as_deref(), authenticated),
             Err(finding) => Next::Refuse(finding),
         }

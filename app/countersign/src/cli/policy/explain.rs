@@ -7,7 +7,6 @@ use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_policy::{Document, Explanation, Labels, Outcome, Step, Verdict, parse};
-use countersign_wire::proto::countersign::server::v1 as own;
 use serde_json::{Value, json};
 
 use super::super::entry::id_or_path;
@@ -105,12 +104,7 @@ impl Explain {
 }
 
 pub(super) async fn of_server(server: &Server) -> Result<Vec<Document>, Finding> {
-    let set = server
-        .admin()
-        .list_policies(own::ListPoliciesRequest {})
-        .await
-        .map_err(|s| server.refused(&s))?
-        .into_inner();
+    let set = server.list_policies().await?;
     let mut out = Vec::new();
     for d in set.documents {
         out.extend(parse(&d.yaml, &format!("{}/{}/{}", d.kind, d.namespace, d.name))?);

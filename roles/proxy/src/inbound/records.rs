@@ -1,0 +1,137 @@
+//! What is told about a connection: records, metrics, observed calls.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_findings::{Code, Finding};
+use countersign_policy::{HttpRequest, Token};
+use countersign_telemetry::{Direction, HandshakeRecord};
+use countersign_tls::HandshakeInfo;
+use countersign_x509::PeerIdentity;
+
+use super::{Inbound, Policies, source_of, who};
+use crate::edges::Edge;
+use crate::forward::Volume;
+
+impl Inbound<'_> {
+    pub(super) fn destination(&self) -> String {
+        match self.shared.credentials.current() {
+            Some(c) => c.id.to_string(),
+            None => self.local.to_string(),
+        }
+    }
+
+    pub(super) fn refuse(&self, finding: &Finding) {
+        self.shared.refuse(
+            Direction::Inbound,
+            self.id,
+            self.from.to_string(),
+            self.destination(),
+            finding,
+        );
+    }
+
+    pub(super) fn record_edge(
+        &self,
+        peer: Option<&Arc<PeerIdentity>>,
+        http: Option<HttpRequest<'_>>,
+    ) {
+        let Some(edges) = &self.shared.edges else { return };
+        let Some(own) = self.shared.credentials.current() else { return };
+        edges.record(&Edge {
+            principal: peer.map(|p| p.id().as_str()),
+            namespace: own.id.namespace().unwrap_or("default"),
+            labels: self.shared.labels.as_ref(),
+            port: self.local.port(),
+            http: http.map(|h| (h.method, h.host, h.path)),
+        });
+    }
+
+    /// Reports which AUDIT and tried-out policies match. They decide nothing.
+    pub(super) fn audit(
+        &self,
+        policies: &Policies,
+        peer: Option<&Arc<PeerIdentity>>,
+        http: Option<HttpRequest<'_>>,
+        token: Option<&Token>,
+    ) {
+        let Some(policies) = policies.as_ref().filter(|p| p.audits()) else { return };
+        let request = self.request(source_of(peer), http, token);
+        for policy in policies.audited(&request) {
+            self.shared.metrics.audited();
+            tracing::info!(connection = %self.id, source = who(peer, self.from), policy, "audit: policy matches");
+            if self.shared.log.is_on() {
+                self.shared.log.write(HandshakeRecord {
+                    event: "audit",
+                    connection_id: self.id.to_string(),
+                    direction: "inbound",
+                    source_workload: who(peer, self.from),
+                    destination_workload: self.destination(),
+                    source_identity: peer.map(|p| p.id().to_string()),
+                    result: "success",
+                    message: format!("policy {policy} matches"),
+                    ..HandshakeRecord::default()
+                });
+            }
+        }
+    }
+
+    pub(super) fn cut(&self, peer: Option<&Arc<PeerIdentity>>, code: Code) {
+        self.shared.metrics.cut(code);
+        self.note(peer, &Finding::new(code, code.title()));
+    }
+
+    pub(super) fn note(&self, peer: Option<&Arc<PeerIdentity>>, finding: &Finding) {
+        self.shared.note(
+            "request_denied",
+            Direction::Inbound,
+            self.id,
+            who(peer, self.from),
+            self.destination(),
+            finding,
+        );
+    }
+
+    pub(super) fn note_handshake(&self, peer: &Arc<PeerIdentity>, info: &HandshakeInfo) {
+        if self.shared.log.is_on() {
+            self.shared.log.write(HandshakeRecord {
+                event: "handshake",
+                connection_id: self.id.to_string(),
+                direction: "inbound",
+                source_workload: peer.id().to_string(),
+                destination_workload: self.destination(),
+                source_identity: Some(peer.id().to_string()),
+                destination_identity: Some(self.destination()),
+                result: "success",
+                tls_version: info.version.to_owned(),
+                key_exchange: info.group.clone(),
+                resumed: info.resumed,
+                duration_ms: info.duration.as_secs_f64() * 1000.0,
+                ..HandshakeRecord::default()
+            });
+        }
+    }
+
+    pub(super) fn note_closed(
+        &self,
+        peer: Option<&Arc<PeerIdentity>>,
+        life: Duration,
+        count: &Volume,
+    ) {
+        if self.shared.log.is_on() {
+            self.shared.log.write(HandshakeRecord {
+                event: "connection_closed",
+                connection_id: self.id.to_string(),
+                direction: "inbound",
+                source_workload: who(peer, self.from),
+                destination_workload: self.destination(),
+                source_identity: peer.map(|p| p.id().to_string()),
+                result: "success",
+                duration_ms: life.as_secs_f64() * 1000.0,
+                bytes_sent: Some(count.sent),
+                bytes_received: Some(count.received),
+                ..HandshakeRecord::default()
+            });
+        }
+    }
+}
