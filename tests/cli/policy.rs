@@ -425,3 +425,45 @@ fn a_first_policy_is_compared_with_none() {
     assert_eq!(out.status.code(), Some(10));
     assert!(String::from_utf8_lossy(&out.stdout).contains("cut"), "{out:?}");
 }
+
+#[test]
+fn previews_take_a_made_up_header_for_what_it_is() {
+    let home = Home::new();
+    let issuer = countersign_testkit::TokenIssuer::new("idp");
+    put(
+        &home,
+        "p.yaml",
+        &format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: jwt, namespace: shop}}\n\
+             spec: {{jwtRules: [{{issuer: idp, jwks: '{}', outputClaimToHeaders: [{{header: x-role, claim: role}}]}}]}}\n---\n\
+             apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+             spec: {{rules: [{{when: [{{key: 'request.headers[x-role]', values: [admin]}}]}}]}}\n---\n\
+             apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: none, namespace: default}}\nspec: {{}}\n",
+            issuer.jwks()
+        ),
+    );
+    let mut spoofed = request(WEB, "GET", "/");
+    spoofed["http"]["headers"] = json!([["X-Role", "admin"]]);
+    let token = issuer.token(countersign_tls::current_time(), &json!({"role": "admin"}));
+    let mut real = request(WEB, "GET", "/");
+    real["http"]["headers"] = json!([["authorization", format!("Bearer {token}")]]);
+    // Without a destination it is the namespace that documents are in where they name none.
+    put(&home, "r.jsonl", &lines(&[spoofed, real, json!({})]));
+    let (policies, file) = (at(&home, "p.yaml"), at(&home, "r.jsonl"));
+    let args = [
+        "policy",
+        "decide",
+        "--policies",
+        &policies,
+        "--requests",
+        &file,
+        "--trust-domain",
+        "corp.test",
+    ];
+    let out = home.ok(&args);
+    let allowed: Vec<bool> = out
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).unwrap()["allow"].as_bool().unwrap())
+        .collect();
+    assert_eq!(allowed, [false, true, false], "{out}");
+}

@@ -14,6 +14,7 @@ mod certificate;
 mod decision;
 mod document;
 mod explain;
+mod fields;
 mod identity;
 mod index;
 mod lint;
@@ -35,6 +36,7 @@ pub use document::{
     Document, Labels, MAX_INPUT, PeerAuthentication, StaticEntry, parse, parse_each,
 };
 pub use explain::{Explanation, Outcome, Step};
+pub use fields::{is_kept_back, judged_fields};
 pub use lint::lint;
 pub use matcher::Semantics;
 pub use modes::{Mode, Until};

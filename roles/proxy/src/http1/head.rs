@@ -3,14 +3,13 @@
 use std::mem::MaybeUninit;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::{Authenticated, Normalization, normalize_as, percent_decoded};
+use countersign_policy::{
+    Authenticated, Normalization, is_kept_back, judged_fields, normalize_as, percent_decoded,
+};
 use countersign_telemetry::ConnectionId;
 
 use super::framing::Framing;
 use super::{MAX_FIELDS, MAX_HEAD};
-
-/// Identity headers that only a proxy may set; whatever a caller sends of them is dropped.
-const IDENTITY_HEADERS: [&str; 1] = ["x-forwarded-client-cert"];
 
 /// Fields that a `Connection` header must not name.
 const MUST_STAY: [&str; 6] =
@@ -225,16 +224,7 @@ impl<'a> RequestHead<'a> {
         &'b self,
         edits: Option<&'b Authenticated>,
     ) -> Vec<(&'b str, &'b str)> {
-        let mut out: Vec<(&str, &str)> = self
-            .fields
-            .iter()
-            .copied()
-            .filter(|(name, _)| !is_kept_back(name, true, edits))
-            .collect();
-        out.extend(
-            edits.iter().flat_map(|e| &e.add_headers).map(|(n, v)| (n.as_str(), v.as_str())),
-        );
-        out
+        judged_fields(&self.fields, edits)
     }
 
     /// Whether [`RequestHead::judged`] differs from the fields as sent.
@@ -309,22 +299,6 @@ impl<'a> RequestHead<'a> {
         }
         format!("{}?{}", self.path(), kept.join("&"))
     }
-}
-
-/// `X_Forwarded_Client_Cert` is the same header to many applications.
-fn same_header(name: &str, header: &str) -> bool {
-    let fold = |b: u8| if b == b'_' { b'-' } else { b.to_ascii_lowercase() };
-    name.len() == header.len() && name.bytes().zip(header.bytes()).all(|(a, b)| fold(a) == fold(b))
-}
-
-/// Whether a field of that name never gets past us: a caller's word about identities, or what only a verified
-/// token may fill.
-fn is_kept_back(name: &str, strip_identity: bool, edits: Option<&Authenticated>) -> bool {
-    strip_identity && IDENTITY_HEADERS.iter().any(|h| same_header(name, h))
-        || edits.is_some_and(|e| {
-            let set = e.add_headers.iter().map(|(n, _)| n);
-            e.remove_headers.iter().chain(set).any(|h| same_header(name, h))
-        })
 }
 
 fn is_upgrade(name: &str) -> bool {

@@ -11,8 +11,8 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_keys::read_bounded;
 use countersign_policy::{
-    Attributes, Caller, CertificateFacts, Denial, Document, HttpRequest, Labels, Mesh, PolicySet,
-    Token, Verdict, Workload, normalize_as,
+    Attributes, Authenticated, Caller, CertificateFacts, Denial, Document, HttpRequest, Labels,
+    Mesh, PolicySet, Token, Verdict, Workload, judged_fields, normalize_as,
 };
 use countersign_tls::current_time;
 use serde::{Deserialize, Serialize};
@@ -118,7 +118,8 @@ impl Preview {
         {
             return self.with_verified_token(request, query, &set, work);
         }
-        self.with_claims(request, request.token.clone().map(Token::of_claims), &set, work)
+        let token = request.token.clone().map(Token::of_claims);
+        self.with_claims(request, token, None, &set, work)
     }
 
     /// As the proxy does it: the request's own token is verified.
@@ -134,7 +135,7 @@ impl Preview {
         let (path, query) = http.path.split_once('?').unwrap_or((&http.path, ""));
         let parts = HttpRequest { method: &http.method, host: &http.host, path, headers: &headers };
         match set.authenticate(&parts, query, current_time()) {
-            Ok(authenticated) => self.with_claims(request, authenticated.token, set, work),
+            Ok(done) => self.with_claims(request, done.token.clone(), Some(&done), set, work),
             Err(e) => Err(refused(e.code, format!("401: {}", e.message))),
         }
     }
@@ -143,6 +144,7 @@ impl Preview {
         &self,
         request: &Request,
         token: Option<Token>,
+        edits: Option<&Authenticated>,
         set: &PolicySet,
         work: impl FnOnce(&PolicySet, &Attributes<'_>) -> T,
     ) -> Result<T, Denial> {
@@ -177,6 +179,7 @@ impl Preview {
             .iter()
             .flat_map(|h| h.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())))
             .collect();
+        let headers = judged_fields(&headers, edits);
         let facts = request.source.cert.as_ref().map(Certificate::facts).transpose()?;
         let a = Attributes {
             caller,
@@ -217,7 +220,7 @@ fn refused(code: Code, message: String) -> Denial {
 pub(crate) struct Request {
     #[serde(default)]
     pub(crate) source: Source,
-    #[serde(default)]
+    #[serde(default = "unnamed_destination")]
     pub(crate) destination: Destination,
     #[serde(default)]
     pub(crate) http: Option<Http>,
@@ -311,6 +314,10 @@ pub(crate) struct Destination {
 
 fn default_namespace() -> String {
     "default".into()
+}
+
+fn unnamed_destination() -> Destination {
+    Destination { namespace: default_namespace(), ..Destination::default() }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
