@@ -56,6 +56,7 @@ fn measure(
             sni: None,
             http: Some(HttpRequest { method: "GET", host: "api", path, headers: &headers }),
             token: None,
+            external: None,
         };
         let begun = Instant::now();
         let yes = decide(std::hint::black_box(&a));

@@ -32,6 +32,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
                 sni: None,
                 http: http.map(|path| HttpRequest { method: "GET", host: "a", path, headers: &[] }),
                 token: None,
+                external: None,
             };
             for set in [&strict, &istio] {
                 assert_eq!(set.judge(&a).is_allowed(), set.judge_linearly(&a).is_allowed());

@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "google/status.proto",
     "grpc/health.proto",
     "envoy/core.proto",
+    "envoy/auth.proto",
     "envoy/tls.proto",
     "envoy/discovery.proto",
     "envoy/sds.proto",
@@ -36,6 +37,8 @@ pub(crate) fn generate(check: bool) -> Result<()> {
             ".spire.api.types.AttestationData",
             ".envoy.config.core.v3.DataSource",
             ".envoy.config.core.v3.DataSource.specifier",
+            ".envoy.config.core.v3.HeaderValue",
+            ".envoy.service.auth.v3.AttributeContext.HttpRequest",
         ])
         .compile_fds(descriptors)?;
     let target = root.join("io/wire/src/generated");

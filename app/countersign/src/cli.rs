@@ -8,6 +8,7 @@ mod completion;
 mod demo;
 mod documents;
 mod entry;
+mod ext_authz;
 mod id;
 mod init;
 mod policy;
@@ -102,6 +103,8 @@ enum Command {
     Entry(entry::EntryCommand),
     /// Apply entries and policies from YAML files; all or nothing
     Apply(apply::Apply),
+    /// Answer Envoy's external authorization (ext_authz) by policies
+    ExtAuthz(ext_authz::ExtAuthzCommand),
     /// Policies: explain, decide, test, compare, suggest, lint, list, delete
     Policy(policy::PolicyCommand),
     /// Look at certificates and verify them
@@ -159,6 +162,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             Command::Proxy(c) => c.run(&global).await,
             Command::Entry(c) => c.run(&global).await,
             Command::Apply(c) => c.run(&global).await,
+            Command::ExtAuthz(c) => c.run(&global).await,
             Command::Policy(c) => c.run(&global).await,
             Command::Id(c) => c.run(&global).await,
             Command::Bundle(c) => c.run(&global).await,

@@ -214,6 +214,18 @@ catalogue! {
     3004 PolicyUnavailable "policy_unavailable" High
         "no policy has been loaded yet, so nothing is permitted",
         "check the connection to the agent; the proxy refuses until it knows the policy";
+    3005 DeniedByEngine "denied_by_engine" Medium
+        "the external engine refuses",
+        "see the engine's own log for the same moment; a CUSTOM policy sends it these requests";
+    3006 EngineUnavailable "engine_unavailable" High
+        "the external engine gave no answer, so nothing is permitted",
+        "check that the engine runs and answers within its timeout (1 s unless set)";
+    3007 EngineMisconfigured "engine_misconfigured" High
+        "a CUSTOM policy names an external engine that cannot be asked",
+        "describe the provider in the file given with `--providers`, and name only one for a workload";
+    3008 EngineNotAsked "engine_not_asked" Info
+        "an external engine decides, and it was not asked",
+        "previews ask nobody: give `\"external\": true` or `false` with the request to suppose an answer";
     4001 NoIdentityIssued "no_identity_issued" Medium
         "no entry matches this workload",
         "create one: `countersign entry create --spiffe-id … --selector …` with selectors this workload has";

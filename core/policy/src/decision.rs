@@ -9,6 +9,7 @@ use countersign_identity::{SpiffeId, UnixTime};
 use countersign_x509::PeerIdentity;
 
 use crate::certificate::CertificateFacts;
+use crate::external::External;
 use crate::token::Token;
 
 /// Why a caller has no identity. Absence has a reason.
@@ -60,6 +61,8 @@ pub struct Request<'a> {
     pub http: Option<HttpRequest<'a>>,
     /// The request's verified token, if it carries one.
     pub token: Option<&'a Token>,
+    /// What the external engine said, if one was asked.
+    pub external: Option<&'a External>,
 }
 
 /// A caller, proven or supposed. Only a [`Decision`] about a proven one yields a permit.
@@ -95,6 +98,8 @@ pub struct Attributes<'a> {
     pub http: Option<HttpRequest<'a>>,
     /// The request's verified token.
     pub token: Option<&'a Token>,
+    /// What the external engine said, if one was asked.
+    pub external: Option<&'a External>,
 }
 
 impl<'a> From<&Request<'a>> for Attributes<'a> {
@@ -115,6 +120,7 @@ impl<'a> From<&Request<'a>> for Attributes<'a> {
             sni: r.sni,
             http: r.http,
             token: r.token,
+            external: r.external,
         }
     }
 }

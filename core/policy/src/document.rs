@@ -4,6 +4,7 @@
 mod authorization;
 mod peer;
 mod place;
+mod provider;
 mod read;
 mod request;
 mod shapes;
@@ -17,6 +18,9 @@ use countersign_identity::UnixTime;
 use crate::modes::{Mode, Until};
 use crate::request_auth::RequestAuthentication;
 use crate::rule::AuthorizationPolicy;
+
+pub use provider::{Engine, HttpCheck, NamePattern, Provider, Target, parse_providers};
+pub(crate) use request::header_name;
 
 /// Workload labels.
 pub type Labels = BTreeMap<String, String>;

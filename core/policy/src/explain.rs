@@ -59,7 +59,7 @@ pub enum Outcome {
 /// A trace with its end.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// Every rule of every policy that concerns the workload, in the order in which they count: DENY, then
+    /// Every rule of every policy that concerns the workload, in the order in which they count: CUSTOM, DENY,
     /// ALLOW, then AUDIT and what is tried out.
     pub steps: Vec<Step>,
     /// What [`PolicySet::judge`] says.
@@ -72,9 +72,10 @@ impl PolicySet {
         let facts = self.matcher.facts(a);
         let mut steps = Vec::new();
         let order = |p: &crate::set::Selected| match (p.dry_run, p.action) {
-            (false, Action::Deny) => 0,
-            (false, Action::Allow) => 1,
-            _ => 2,
+            (false, Action::Custom) => 0,
+            (false, Action::Deny) => 1,
+            (false, Action::Allow) => 2,
+            _ => 3,
         };
         let mut policies: Vec<_> = self.policies.iter().collect();
         policies.sort_by_key(|p| order(p));

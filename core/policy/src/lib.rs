@@ -10,10 +10,12 @@
 //! [`Permit`] comes only out of a decision; the proxy forwards only with a permit. Previews work on
 //! [`Attributes`], which may be made up, and get a [`Verdict`], which permits nothing.
 
+mod authorizer;
 mod certificate;
 mod decision;
 mod document;
 mod explain;
+mod external;
 mod fields;
 mod identity;
 mod index;
@@ -26,16 +28,20 @@ mod request_auth;
 mod rule;
 mod set;
 mod token;
+mod workload;
 
+pub use authorizer::{AllowList, Authorizer};
 pub use certificate::CertificateFacts;
 pub use decision::{
     Attributes, Caller, Decision, Denial, HttpRequest, NoIdentity, Permit, Request, RuleName,
     Source, Verdict,
 };
 pub use document::{
-    Document, Labels, MAX_INPUT, PeerAuthentication, StaticEntry, parse, parse_each,
+    Document, Engine, HttpCheck, Labels, MAX_INPUT, NamePattern, PeerAuthentication, Provider,
+    StaticEntry, Target, parse, parse_each, parse_providers,
 };
 pub use explain::{Explanation, Outcome, Step};
+pub use external::{Answer, Consultation, Edits, External, settable_header};
 pub use fields::{is_kept_back, judged_fields};
 pub use lint::lint;
 pub use matcher::Semantics;
@@ -43,5 +49,6 @@ pub use modes::{Mode, Until};
 pub use path::{Normalization, PathError, normalize, normalize_as};
 pub use request_auth::{Authenticated, RequestAuthentication, percent_decoded};
 pub use rule::{Action, AuthorizationPolicy};
-pub use set::{AllowList, Authorizer, Mesh, PolicySet, Workload};
+pub use set::PolicySet;
 pub use token::Token;
+pub use workload::{Mesh, Workload};

@@ -76,7 +76,7 @@ fn each(policy: &AuthorizationPolicy, out: &mut Vec<Finding>) {
         match policy.action {
             Action::Allow => allow(rule, &mut say),
             Action::Deny => deny(rule, &mut say),
-            Action::Audit => {}
+            Action::Audit | Action::Custom => {}
         }
     }
 }

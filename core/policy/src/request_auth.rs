@@ -11,8 +11,8 @@ use countersign_jose::KeySet;
 use serde_json::{Map, Value};
 
 use crate::decision::HttpRequest;
-use crate::set::Workload;
 use crate::token::Token;
+use crate::workload::Workload;
 use crate::{Document, Labels};
 
 /// Which tokens requests to some workloads may carry.

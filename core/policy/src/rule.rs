@@ -19,6 +19,8 @@ pub enum Action {
     Deny,
     /// Only notes.
     Audit,
+    /// Asks an external engine, before anything else counts.
+    Custom,
 }
 
 impl fmt::Display for Action {
@@ -27,6 +29,7 @@ impl fmt::Display for Action {
             Action::Allow => "ALLOW",
             Action::Deny => "DENY",
             Action::Audit => "AUDIT",
+            Action::Custom => "CUSTOM",
         })
     }
 }
@@ -44,6 +47,8 @@ pub struct AuthorizationPolicy {
     pub for_gateways: bool,
     /// What it does.
     pub action: Action,
+    /// The engine that a CUSTOM policy asks.
+    pub provider: Option<Arc<str>>,
     /// `istio.io/dry-run`: matched and reported, never enforced.
     pub dry_run: bool,
     pub(crate) rules: Vec<Arc<Rule>>,

@@ -4,88 +4,30 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use countersign_findings::{Code, Finding};
-use countersign_identity::{SpiffeId, TrustDomain, UnixTime};
+use countersign_identity::{TrustDomain, UnixTime};
 
 use crate::decision::{
-    Attributes, Caller, Decision, Denial, HttpRequest, Request, RuleName, Source, Verdict,
+    Attributes, Caller, Decision, Denial, HttpRequest, Request, RuleName, Verdict,
 };
 use crate::explain::closest;
+use crate::external::{Answer, Consultation, External};
 use crate::identity::trust_domains_with_aliases;
 use crate::index::{Index, Placed};
 use crate::matcher::{Facts, Matcher, Semantics};
 use crate::modes::{Mode, resolve};
-use crate::path::Normalization;
 use crate::pattern::Reach;
 use crate::request_auth::{Authenticated, Authenticator};
 use crate::rule::{Action, AuthorizationPolicy, Field, Group, Rule, Test};
-use crate::{Document, Labels, PeerAuthentication};
-
-/// How the policies of a mesh are to be understood.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mesh {
-    /// Other names of the local trust domain (AP-17).
-    pub aliases: Vec<TrustDomain>,
-    /// Policies of this namespace apply to every namespace.
-    pub root_namespace: String,
-    /// Whose semantics count.
-    pub semantics: Semantics,
-    /// How the paths of requests are normalised.
-    pub normalization: Normalization,
-}
-
-impl Default for Mesh {
-    /// No aliases, `istio-system`, strict.
-    fn default() -> Self {
-        Self {
-            aliases: Vec::new(),
-            root_namespace: "istio-system".into(),
-            semantics: Semantics::Strict,
-            normalization: Normalization::Strict,
-        }
-    }
-}
-
-/// Whose proxy decides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Workload {
-    /// Its trust domain: what `namespaces` and `serviceAccounts` refer to.
-    pub trust_domain: TrustDomain,
-    /// Its namespace.
-    pub namespace: String,
-    /// Its labels; `None` if they are not known. Then a selector is taken to match where that refuses
-    /// more, and not to match where it would allow more.
-    pub labels: Option<Labels>,
-    /// In which mesh it is.
-    pub mesh: Mesh,
-}
-
-impl Workload {
-    /// The workload behind `id`: the namespace is the ID's, or `default`; labels unknown, the mesh as it is by
-    /// default.
-    pub fn of(id: &SpiffeId) -> Self {
-        Self {
-            trust_domain: id.trust_domain().clone(),
-            namespace: id.namespace().unwrap_or("default").to_owned(),
-            labels: None,
-            mesh: Mesh::default(),
-        }
-    }
-
-    /// Whether the workload has these labels; `None` if that is not known.
-    pub(crate) fn has_labels(&self, wanted: &Labels) -> Option<bool> {
-        if wanted.is_empty() {
-            return Some(true);
-        }
-        let labels = self.labels.as_ref()?;
-        Some(wanted.iter().all(|(k, v)| labels.get(k) == Some(v)))
-    }
-}
+use crate::workload::Workload;
+use crate::{Document, PeerAuthentication};
 
 /// A policy that concerns the workload.
 #[derive(Debug)]
 pub(crate) struct Selected {
     pub(crate) name: Arc<str>,
     pub(crate) action: Action,
+    /// Whom a CUSTOM policy asks.
+    pub(crate) provider: Option<Arc<str>>,
     pub(crate) dry_run: bool,
     /// Whether it may be for another workload: the labels that its selector wants are not known.
     pub(crate) doubtful: bool,
@@ -95,6 +37,7 @@ pub(crate) struct Selected {
 /// The rules as they count on one kind of connection.
 #[derive(Debug)]
 struct Side {
+    custom: Index,
     deny: Index,
     allow: Index,
     audit: Index,
@@ -144,6 +87,7 @@ pub struct PolicySet {
     modes: Vec<PeerAuthentication>,
     authenticator: Authenticator,
     needs_http: bool,
+    providers: BTreeSet<Arc<str>>,
 }
 
 impl PolicySet {
@@ -176,6 +120,7 @@ impl PolicySet {
             allows: Allows::of(&policies),
             matcher,
             workload: workload.clone(),
+            providers: policies.iter().filter_map(|p| p.provider.clone()).collect(),
             policies,
             modes,
             authenticator: Authenticator::new(documents, workload),
@@ -266,7 +211,7 @@ impl PolicySet {
         }
     }
 
-    /// What the policies say (AP-3): a matching DENY refuses; without any ALLOW everything else is
+    /// What the policies say (AP-3): a matching CUSTOM is for its engine to decide; a matching DENY refuses; without any ALLOW everything else is
     /// granted; with some, one must match.
     pub fn judge(&self, a: &Attributes<'_>) -> Verdict {
         if let Some(refused) = self.without_identity(a) {
@@ -274,7 +219,78 @@ impl PolicySet {
         }
         let side = self.side(a);
         let f = &self.matcher.facts(a);
+        if let Some(refused) = self.by_engine(f, side.custom.find(&self.matcher, f)) {
+            return refused;
+        }
         self.verdict(f, side.deny.find(&self.matcher, f), || side.allow.find(&self.matcher, f))
+    }
+
+    /// Whether an external engine must be asked before this can be decided, which one, and why. What it
+    /// answers goes into [`Attributes::external`]; without that, [`PolicySet::judge`] refuses.
+    pub fn consult(&self, a: &Attributes<'_>) -> Option<Consultation> {
+        if self.providers.is_empty() || self.without_identity(a).is_some() {
+            return None;
+        }
+        let placed = self.side(a).custom.find(&self.matcher, &self.matcher.facts(a))?;
+        Some(Consultation { provider: self.only_provider()?, rule: self.name_of(placed) })
+    }
+
+    /// The engines that policies name for this workload.
+    pub fn providers(&self) -> impl Iterator<Item = &str> {
+        self.providers.iter().map(|p| &**p)
+    }
+
+    /// As in Istio, a workload has one engine at most; which of two should count is not for us to guess.
+    fn only_provider(&self) -> Option<Arc<str>> {
+        let mut all = self.providers.iter();
+        all.next().filter(|_| all.next().is_none()).cloned()
+    }
+
+    /// What a matching CUSTOM policy leads to: `None` if the engine lets it pass.
+    fn by_engine(&self, f: &Facts<'_>, custom: Option<&Placed>) -> Option<Verdict> {
+        let name = self.name_of(custom?);
+        let refused = |code, message| {
+            Some(Verdict::Deny(Denial {
+                code,
+                policy: Some(Arc::clone(&name.policy)),
+                rule: Some(name.rule),
+                field: None,
+                message,
+            }))
+        };
+        let Some(provider) = self.only_provider() else {
+            let all: Vec<&str> = self.providers().collect();
+            let what = format!("CUSTOM policies name several providers: {}", all.join(", "));
+            return refused(Code::EngineMisconfigured, what);
+        };
+        let who = who(f.a);
+        match f.a.external {
+            Some(External { provider: asked, answer }) if *asked == provider => match answer {
+                Answer::Allowed => None,
+                Answer::Denied(why) => refused(
+                    Code::DeniedByEngine,
+                    format!(
+                        "{who} is denied by `{provider}`, asked by policy {}: {why}",
+                        name.policy
+                    ),
+                ),
+                Answer::Failed(why) => refused(
+                    Code::EngineUnavailable,
+                    format!("{who} is denied because `{provider}` gave no answer: {why}"),
+                ),
+                Answer::Misconfigured(why) => refused(
+                    Code::EngineMisconfigured,
+                    format!("{who} is denied because `{provider}` cannot be asked: {why}"),
+                ),
+            },
+            _ => refused(
+                Code::EngineNotAsked,
+                format!(
+                    "{who} is for `{provider}` to decide (policy {}), which has not been asked",
+                    name.policy
+                ),
+            ),
+        }
     }
 
     /// As [`PolicySet::judge`], looking at every rule in turn: what the index is checked and measured
@@ -285,6 +301,9 @@ impl PolicySet {
         }
         let side = self.side(a);
         let f = &self.matcher.facts(a);
+        if let Some(refused) = self.by_engine(f, side.custom.find_linearly(&self.matcher, f)) {
+            return refused;
+        }
         self.verdict(f, side.deny.find_linearly(&self.matcher, f), || {
             side.allow.find_linearly(&self.matcher, f)
         })
@@ -364,7 +383,7 @@ fn on_tcp(action: Action, rule: &Arc<Rule>) -> Option<Arc<Rule>> {
     match action {
         _ if !rule.names_http() => Some(Arc::clone(rule)),
         Action::Allow => None,
-        Action::Deny | Action::Audit => Some(Arc::new(rule.without_http())),
+        Action::Deny | Action::Audit | Action::Custom => Some(Arc::new(rule.without_http())),
     }
 }
 
@@ -390,6 +409,8 @@ impl Side {
             Index::new(out, matcher, reach)
         };
         Self {
+            // A doubt is for the engine to settle: it may refuse, and where it allows, the rest still counts.
+            custom: of(&|p| p.action == Action::Custom, Reach::Wide),
             deny: of(&|p| p.action == Action::Deny && !p.dry_run, Reach::Wide),
             allow: of(&|p| p.action == Action::Allow && !p.dry_run, Reach::Narrow),
             audit: of(&|p| p.action == Action::Audit || p.dry_run, Reach::Wide),
@@ -417,6 +438,7 @@ fn select(p: &AuthorizationPolicy, workload: &Workload, matcher: &Matcher) -> Op
     Some(Selected {
         name: format!("{}/{}", p.namespace, p.name).into(),
         action: p.action,
+        provider: p.provider.clone(),
         dry_run: p.dry_run,
         doubtful: known.is_none(),
         rules: rules.iter().map(|r| settle(r, p.action, workload, matcher)).collect(),
@@ -477,51 +499,5 @@ pub(crate) fn who(a: &Attributes<'_>) -> String {
         Caller::Names([]) => "a caller without a SPIFFE ID".to_owned(),
         Caller::Names(names) => format!("`{}`", names.join("`, `")),
         Caller::Nobody => "an unauthenticated caller".to_owned(),
-    }
-}
-
-/// Identities that may call, given on the command line.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowList(pub Vec<SpiffeId>);
-
-/// Everything that decides at one listener: the list first, then the policies.
-#[derive(Debug)]
-pub struct Authorizer {
-    list: Option<Arc<AllowList>>,
-    policies: Arc<PolicySet>,
-}
-
-impl Authorizer {
-    /// With an optional list; the policies always count.
-    pub fn new(list: Option<Arc<AllowList>>, policies: Arc<PolicySet>) -> Self {
-        Self { list, policies }
-    }
-
-    /// The policies.
-    pub fn policies(&self) -> &PolicySet {
-        &self.policies
-    }
-
-    /// Decides.
-    pub fn decide(&self, request: &Request<'_>) -> Decision {
-        if let Some(list) = &self.list {
-            let listed = match request.source {
-                Source::Peer(peer) => list.0.contains(peer.id()),
-                Source::Unauthenticated { .. } => false,
-            };
-            if !listed {
-                return Decision::deny(Denial {
-                    code: Code::IdentityNotAllowed,
-                    policy: None,
-                    rule: None,
-                    field: None,
-                    message: format!(
-                        "{} is not on the list of allowed peers",
-                        who(&Attributes::from(request))
-                    ),
-                });
-            }
-        }
-        self.policies.decide(request)
     }
 }

@@ -60,6 +60,7 @@ fn request<'a>(source: Source<'a>, http: Option<HttpRequest<'a>>) -> Request<'a>
         sni: None,
         http,
         token: None,
+        external: None,
     }
 }
 
@@ -212,6 +213,7 @@ fn attributes<'a>(caller: Caller<'a>, http: Option<HttpRequest<'a>>) -> Attribut
         sni: Some("api.corp.test"),
         http,
         token: None,
+        external: None,
     }
 }
 

@@ -235,6 +235,7 @@ fn policies_can_ask_for_what_a_token_says() {
             sni: None,
             http: Some(http),
             token: token.as_ref(),
+            external: None,
         };
         assert_eq!(set.judge(&a).is_allowed(), allowed, "{groups}");
     }

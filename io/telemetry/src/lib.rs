@@ -7,5 +7,5 @@ mod record;
 
 pub use admin::{AdminServer, Health};
 pub use logs::{LogFormat, init_logs};
-pub use metrics::{Direction, Metrics, Mode, Outcome, Security};
+pub use metrics::{Direction, EngineResult, Metrics, Mode, Outcome, Security};
 pub use record::{AccessLog, ConnectionId, HandshakeRecord};

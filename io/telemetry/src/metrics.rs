@@ -95,6 +95,26 @@ struct Authorization {
     code: &'static str,
 }
 
+/// What asking an external engine led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineResult {
+    /// It allows.
+    Allowed,
+    /// It refuses.
+    Denied,
+    /// It gave no answer.
+    Failed,
+    /// It cannot be asked.
+    Misconfigured,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Check {
+    /// From the operator's own file, or `unknown`: bounded.
+    provider: String,
+    result: &'static str,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Way {
     direction: &'static str,
@@ -128,6 +148,8 @@ pub struct Metrics {
     closed: Family<Connection, Counter>,
     open: Family<Connection, Gauge>,
     authorizations: Family<Authorization, Counter>,
+    engine_checks: Family<Check, Counter>,
+    engine_duration: Histogram,
     cut: Family<Reason, Counter>,
     audited: Counter,
     bytes: Family<Way, Counter>,
@@ -169,6 +191,10 @@ impl Metrics {
             closed: Family::default(),
             open: Family::default(),
             authorizations: Family::default(),
+            engine_checks: Family::default(),
+            engine_duration: Histogram::new([
+                0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+            ]),
             cut: Family::default(),
             audited: Counter::default(),
             bytes: Family::default(),
@@ -227,6 +253,17 @@ impl Metrics {
         r.register("countersign_proxy_connections_closed", "Connections ended", m.closed.clone());
         r.register("countersign_proxy_connections_open", "Connections now open", m.open.clone());
         r.register("countersign_proxy_authorizations", "Decisions", m.authorizations.clone());
+        r.register(
+            "countersign_engine_checks",
+            "Questions to external engines",
+            m.engine_checks.clone(),
+        );
+        r.register_with_unit(
+            "countersign_engine_check_duration",
+            "Time an external engine took",
+            Unit::Seconds,
+            m.engine_duration.clone(),
+        );
         r.register(
             "countersign_proxy_connections_cut",
             "Live connections ended because their authority ended",
@@ -344,6 +381,19 @@ impl Metrics {
                 code: denial.map_or("", Code::as_str),
             })
             .inc();
+    }
+
+    /// An external engine was asked.
+    pub fn engine_asked(&self, provider: &str, result: EngineResult, took: Duration) {
+        let (provider, result) = match result {
+            EngineResult::Allowed => (provider, "allowed"),
+            EngineResult::Denied => (provider, "denied"),
+            EngineResult::Failed => (provider, "failed"),
+            // Its name comes from a policy and may be anything.
+            EngineResult::Misconfigured => ("unknown", "misconfigured"),
+        };
+        self.engine_checks.get_or_create(&Check { provider: provider.to_owned(), result }).inc();
+        self.engine_duration.observe(took.as_secs_f64());
     }
 
     /// A live connection that was ended.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixStream;
+use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 
 /// Dialling may take this long before a call fails.
@@ -23,6 +23,19 @@ pub fn unix(path: PathBuf) -> Channel {
     lazily(move || {
         let path = path.clone();
         async move { UnixStream::connect(path).await }
+    })
+}
+
+/// A channel over plain TCP, for what is on this host; dials on first use and again whenever the connection
+/// is lost.
+pub fn tcp(host: String, port: u16) -> Channel {
+    lazily(move || {
+        let host = host.clone();
+        async move {
+            let stream = TcpStream::connect((host.as_str(), port)).await?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        }
     })
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::proto::envoy::config::core::v3 as envoy_core;
+use crate::proto::envoy::service::auth::v3 as envoy_auth;
 use crate::proto::{spiffe, spire::api::types};
 
 macro_rules! redacted {
@@ -24,4 +25,6 @@ redacted! {
     types::AttestationData => "AttestationData";
     envoy_core::DataSource => "DataSource";
     envoy_core::data_source::Specifier => "DataSource.specifier";
+    envoy_core::HeaderValue => "HeaderValue";
+    envoy_auth::attribute_context::HttpRequest => "HttpRequest";
 }

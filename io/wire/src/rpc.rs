@@ -24,7 +24,7 @@ pub fn unpack_as<M: prost::Message + Default>(any: &prost_types::Any, type_url: 
 }
 
 /// Protobuf's well-known types that occur in our services' signatures.
-pub use prost_types::{Struct, Value, value};
+pub use prost_types::{Struct, Timestamp, Value, value};
 
 /// Reads a JSON object into a protobuf `Struct`.
 pub fn to_struct(json: &serde_json::Map<String, serde_json::Value>) -> Struct {

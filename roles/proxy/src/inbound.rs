@@ -1,5 +1,6 @@
 //! From peers to the workload: who is it, may it, then relay.
 
+mod engine;
 mod http;
 mod records;
 
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
-    Authorizer, Decision, Denial, HttpRequest, Mode, NoIdentity, Permit, PolicySet, Request,
-    Source, Token, Until,
+    Authorizer, Decision, Denial, External, HttpRequest, Mode, NoIdentity, Permit, PolicySet,
+    Request, Source, Token, Until,
 };
 use countersign_sys::tune;
 use countersign_telemetry::{ConnectionId, Direction, Security};
@@ -30,6 +31,13 @@ const FIRST_BYTE: Duration = Duration::from_secs(60);
 
 /// First byte of a TLS handshake record.
 const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What was proven about a request besides who sent it.
+#[derive(Clone, Copy, Default)]
+struct Proof<'a> {
+    token: Option<&'a Token>,
+    external: Option<&'a External>,
+}
 
 /// The policies in force; `None` until they are known.
 type Policies = Option<Arc<PolicySet>>;
@@ -154,7 +162,7 @@ impl Inbound<'_> {
             spoke = &mut speaks => return Speaker::of_client(spoke),
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
         }
-        let allowed = self.decide(&self.policies(), &source_of(None), None, None).is_allowed();
+        let allowed = self.tcp_allowed(None).await;
         if !allowed {
             return Speaker::of_client(speaks.await);
         }
@@ -184,7 +192,7 @@ impl Inbound<'_> {
         policies: &Policies,
         source: &Source<'_>,
         http: Option<HttpRequest<'_>>,
-        token: Option<&Token>,
+        proof: Proof<'_>,
     ) -> Outcome {
         // The mode may have changed, or its end passed, since the connection was accepted.
         if let Source::Unauthenticated { .. } = source {
@@ -195,7 +203,7 @@ impl Inbound<'_> {
         }
         let Some(policies) = policies else { return Outcome::NotReady };
         let authorizer = Authorizer::new(self.options.allow.clone(), Arc::clone(policies));
-        Outcome::Decided(authorizer.decide(&self.request(*source, http, token)))
+        Outcome::Decided(authorizer.decide(&self.request(*source, http, proof)))
     }
 
     async fn tls(&self, stream: TcpStream) {
@@ -264,8 +272,8 @@ impl Inbound<'_> {
         if far.is_some() {
             return self.tcp(client, peer, early, far, count).await;
         }
-        let allowed_as_tcp =
-            self.decide(&self.policies(), &source_of(peer), None, None).is_allowed();
+        // Judged only once the client has been silent for a moment, and not twice.
+        let mut may_dial = true;
         let deadline = tokio::time::Instant::now() + FIRST_BYTE;
         loop {
             let verdict = if early.starts_with(&H2_PREFACE[..early.len().min(H2_PREFACE.len())])
@@ -300,8 +308,12 @@ impl Inbound<'_> {
                 },
                 () = tokio::time::sleep_until(deadline) => return true,
                 () = tokio::time::sleep(Duration::from_millis(20)),
-                    if far.is_none() && early.is_empty() && allowed_as_tcp =>
+                    if far.is_none() && early.is_empty() && may_dial =>
                 {
+                    may_dial = false;
+                    if !self.tcp_allowed(peer).await {
+                        continue;
+                    }
                     far = self.connect().await.ok();
                     if far.is_none() {
                         return self.tcp(client, peer, early, None, count).await;
@@ -328,7 +340,10 @@ impl Inbound<'_> {
         upstream: Option<TcpStream>,
         count: &mut Volume,
     ) -> bool {
-        let permit = match self.permit(&self.policies(), peer, None, None) {
+        let policies = self.policies();
+        let reply = self.consult(&policies, peer, None, Proof::default()).await;
+        let proof = Proof { token: None, external: reply.as_ref().map(|r| &r.external) };
+        let permit = match self.permit(&policies, peer, None, proof) {
             Ok(permit) => permit,
             Err(finding) => {
                 self.note(peer, &finding);
@@ -345,7 +360,7 @@ impl Inbound<'_> {
                 }
             },
         };
-        let still = || self.still_permitted(&self.policies(), peer, None, None);
+        let still = || self.still_permitted(&self.policies(), peer, None, proof);
         let work = relay(client, &mut far, early, count);
         match forward(permit, peer, self.shared, None, still, work).await {
             Ok(End::Finished) => true,
@@ -367,10 +382,10 @@ impl Inbound<'_> {
         policies: &Policies,
         peer: Option<&Arc<PeerIdentity>>,
         http: Option<HttpRequest<'_>>,
-        token: Option<&Token>,
+        proof: Proof<'_>,
     ) -> Result<Permit, Finding> {
-        self.audit(policies, peer, http, token);
-        let result = match self.decide(policies, &source_of(peer), http, token) {
+        self.audit(policies, peer, http, proof);
+        let result = match self.decide(policies, &source_of(peer), http, proof) {
             Outcome::PlaintextEnded(mode) => Err(self.plaintext_refusal(mode)),
             Outcome::NotReady => {
                 Err(Finding::new(Code::PolicyUnavailable, "no policy has been loaded yet"))
@@ -390,7 +405,7 @@ impl Inbound<'_> {
         &'a self,
         source: Source<'a>,
         http: Option<HttpRequest<'a>>,
-        token: Option<&'a Token>,
+        proof: Proof<'a>,
     ) -> Request<'a> {
         Request {
             source,
@@ -399,7 +414,8 @@ impl Inbound<'_> {
             destination_port: self.local.port(),
             sni: self.sni.get().map(String::as_str),
             http,
-            token,
+            token: proof.token,
+            external: proof.external,
         }
     }
 
@@ -410,10 +426,10 @@ impl Inbound<'_> {
         policies: &Policies,
         peer: Option<&Arc<PeerIdentity>>,
         http: Option<HttpRequest<'_>>,
-        token: Option<&Token>,
+        proof: Proof<'_>,
     ) -> Result<Option<Duration>, Code> {
         let left = self.plaintext_left(peer)?;
-        match self.decide(policies, &source_of(peer), http, token) {
+        match self.decide(policies, &source_of(peer), http, proof) {
             Outcome::Decided(d) if d.is_allowed() => Ok(left),
             Outcome::PlaintextEnded(_) => Err(Code::PermissiveEnded),
             _ => Err(Code::PermitWithdrawn),

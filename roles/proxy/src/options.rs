@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::edges::EdgeLog;
 use countersign_identity::SpiffeId;
-use countersign_policy::{AllowList, Labels, Mesh, Mode};
+use countersign_policy::{AllowList, Labels, Mesh, Mode, Provider};
 
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,6 +116,8 @@ pub struct ProxyOptions {
     pub labels: Option<Labels>,
     /// How policies are to be understood.
     pub mesh: Mesh,
+    /// The engines that CUSTOM policies may name.
+    pub providers: Vec<Provider>,
     /// Where distinct calls that were allowed are written, if anywhere.
     pub edges: Option<EdgeLog>,
     /// Worker threads.
@@ -140,6 +142,7 @@ impl ProxyOptions {
             policy_files: Vec::new(),
             labels: None,
             mesh: Mesh::default(),
+            providers: Vec::new(),
             edges: None,
             threads: 1,
             tls12: false,

@@ -198,6 +198,7 @@ impl Outbound<'_> {
             sni: None,
             http: None,
             token: None,
+            external: None,
         });
         let result = decision.permit().map_err(|d| d.finding());
         self.shared.metrics.decided(Direction::Outbound, result.as_ref().err().map(|f| f.code));

@@ -3,12 +3,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
 use countersign_keys::read_bounded;
 use countersign_lifecycle::Backoff;
 use countersign_policy::{Document, MAX_INPUT, PolicySet, Workload, parse};
+use countersign_sys::stamps;
 use countersign_wire::dial;
 use countersign_wire::proto::countersign::node::v1::WatchPoliciesRequest;
 use countersign_wire::proto::countersign::node::v1::node_client::NodeClient;
@@ -28,6 +29,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) fn read_given(
     texts: &[(String, String)],
     files: &[PathBuf],
+    providers: &[String],
 ) -> Result<Vec<Document>, Finding> {
     let mut out = Vec::new();
     for (origin, text) in texts {
@@ -38,9 +40,26 @@ pub(crate) fn read_given(
         let place = path.display().to_string();
         let text = std::str::from_utf8(&bytes)
             .map_err(|_| Finding::new(Code::ConfigSyntax, "not UTF-8").at(place.clone()))?;
-        out.extend(parse(text, &place)?);
+        let documents = parse(text, &place)?;
+        documents.iter().try_for_each(|d| known_provider(d, providers, &place))?;
+        out.extend(documents);
     }
     Ok(out)
+}
+
+/// A CUSTOM policy that names nobody we could ask would refuse every request it matches.
+fn known_provider(document: &Document, known: &[String], place: &str) -> Result<(), Finding> {
+    let Document::AuthorizationPolicy(p) = document else { return Ok(()) };
+    let Some(name) = p.provider.as_deref().filter(|n| !known.iter().any(|k| k == n)) else {
+        return Ok(());
+    };
+    let text =
+        format!("policy {}/{}: spec.provider.name: `{name}` is not known", p.namespace, p.name);
+    let finding = Finding::new(Code::EngineMisconfigured, text).at(place.to_owned());
+    Err(match known {
+        [] => finding,
+        _ => finding.expected(known.join(" or ")),
+    })
 }
 
 /// Reads everything again whenever a file changes. What cannot be read whole is refused whole.
@@ -48,24 +67,18 @@ pub(crate) async fn follow_policy_files(
     shared: Arc<Shared>,
     texts: Vec<(String, String)>,
     files: Vec<PathBuf>,
+    providers: Vec<String>,
     given: watch::Sender<Arc<Vec<Document>>>,
 ) {
-    let stamp = || -> Vec<Option<(SystemTime, u64)>> {
-        // Through links: what is mounted changes by moving one.
-        files
-            .iter()
-            .map(|f| std::fs::metadata(f).ok().and_then(|m| Some((m.modified().ok()?, m.len()))))
-            .collect()
-    };
-    let mut last = stamp();
+    let mut last = stamps(&files);
     loop {
         tokio::time::sleep(LOOK).await;
-        let now = stamp();
+        let now = stamps(&files);
         if now == last {
             continue;
         }
         last = now;
-        match read_given(&texts, &files) {
+        match read_given(&texts, &files, &providers) {
             Ok(documents) => {
                 tracing::info!(documents = documents.len(), "policy files were read again");
                 given.send_replace(Arc::new(documents));
@@ -87,6 +100,12 @@ impl Shared {
         workload.labels.clone_from(&self.labels);
         workload.mesh.clone_from(&self.mesh);
         let set = PolicySet::compile(documents, &workload, generation);
+        for name in set.providers().filter(|p| !self.engines.names().any(|n| n == *p)) {
+            tracing::error!(
+                code = %Code::EngineMisconfigured,
+                "a CUSTOM policy names the provider `{name}`, which no `--providers` file describes: what it matches is refused"
+            );
+        }
         self.policies.store(Some(Arc::new(set)));
         self.metrics.policies(generation, true);
         self.policies_changed.send_modify(|n| *n += 1);

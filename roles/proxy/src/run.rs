@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use countersign_engines::Engines;
 use countersign_findings::{Code, Finding};
 use countersign_sys::bind_tcp;
 use countersign_telemetry::{AccessLog, Metrics};
@@ -125,7 +126,9 @@ impl Proxy {
     /// and connections are refused until they are there. Files are read once before anything is bound,
     /// so that a mistake in them is an error here.
     pub async fn start(options: ProxyOptions, log: AccessLog) -> Result<RunningProxy, Finding> {
-        let documents = read_given(&options.policies, &options.policy_files)?;
+        let engines = Engines::new(options.providers);
+        let known: Vec<String> = engines.names().map(str::to_owned).collect();
+        let documents = read_given(&options.policies, &options.policy_files, &known)?;
         let (given_sender, given) = watch::channel(Arc::new(documents));
         if let IdentitySource::Files { cert, key, bundle } = &options.identity {
             let (svid, bundles) = read_files(cert, key, bundle)?;
@@ -168,6 +171,7 @@ impl Proxy {
             handshake_timeout: options.handshake_timeout,
             labels: options.labels,
             mesh: options.mesh,
+            engines,
             edges: options.edges,
             connections: AtomicUsize::new(0),
             max_connections: options.max_connections,
@@ -180,7 +184,9 @@ impl Proxy {
         let live = Arc::clone(&shared.credentials);
         if !options.policy_files.is_empty() {
             let (texts, files) = (options.policies, options.policy_files);
-            control.spawn(follow_policy_files(Arc::clone(&shared), texts, files, given_sender));
+            let follow =
+                follow_policy_files(Arc::clone(&shared), texts, files, known, given_sender);
+            control.spawn(follow);
         }
         match options.identity {
             IdentitySource::WorkloadApi { socket, id, with_policies } => {

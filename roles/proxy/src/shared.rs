@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use countersign_engines::Engines;
 use countersign_findings::{Code, Finding};
 use countersign_policy::PolicySet;
 use countersign_telemetry::{AccessLog, ConnectionId, Direction, HandshakeRecord, Metrics};
@@ -22,6 +23,7 @@ pub(crate) struct Shared {
     pub(crate) handshake_timeout: Duration,
     pub(crate) labels: Option<countersign_policy::Labels>,
     pub(crate) mesh: countersign_policy::Mesh,
+    pub(crate) engines: Engines,
     pub(crate) edges: Option<crate::edges::EdgeLog>,
     pub(crate) connections: AtomicUsize,
     pub(crate) max_connections: usize,

@@ -42,6 +42,22 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<Vec<Source>, Finding> {
     Ok(out)
 }
 
+/// The files that [`load`] reads, and the directories they are in: what to watch for changes.
+pub(crate) fn files(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let mut out = paths.to_vec();
+    for path in paths {
+        if let Ok(entries) = std::fs::read_dir(path) {
+            out.extend(entries.filter_map(Result::ok).map(|e| e.path()).filter(|p| is_yaml(p)));
+        }
+    }
+    out.sort();
+    out
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "yaml" || e == "yml")
+}
+
 fn read(path: &Path, out: &mut Vec<Source>) -> Result<(), Finding> {
     let unreadable = |e: std::io::Error| {
         Finding::new(Code::FileUnreadable, format!("cannot read `{}`: {e}", path.display()))
@@ -52,7 +68,7 @@ fn read(path: &Path, out: &mut Vec<Source>) -> Result<(), Finding> {
             .map(|e| e.map(|e| e.path()))
             .collect::<Result<_, _>>()
             .map_err(unreadable)?;
-        files.retain(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml"));
+        files.retain(|p| is_yaml(p));
         files.sort();
         return files.iter().try_for_each(|f| read(f, out));
     }

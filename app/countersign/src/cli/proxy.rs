@@ -10,7 +10,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain, UnixTime};
-use countersign_policy::{AllowList, Mode, Until};
+use countersign_keys::read_bounded;
+use countersign_policy::{AllowList, MAX_INPUT, Mode, Provider, Until, parse_providers};
 use countersign_proxy::{
     EdgeLog, IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, PeerMode, Protocol,
     Proxy, ProxyOptions,
@@ -71,6 +72,9 @@ struct Common {
     labels: Vec<String>,
     #[command(flatten)]
     semantics: SemanticsFlags,
+    /// Engines that CUSTOM policies may name: Istio's `extensionProviders`, in a file
+    #[arg(long, value_name = "FILE")]
+    providers: Option<PathBuf>,
     /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
     #[arg(long, value_name = "FILE")]
     edges: Option<PathBuf>,
@@ -253,7 +257,7 @@ pub(crate) fn check_target(what: &str, text: &str) -> Result<(), Finding> {
     if good { Ok(()) } else { Err(invalid(format!("{what}: `{text}` is not HOST:PORT"))) }
 }
 
-fn check_loopback(listen: SocketAddr, allowed: bool) -> Result<(), Finding> {
+pub(crate) fn check_loopback(listen: SocketAddr, allowed: bool) -> Result<(), Finding> {
     if listen.ip().is_loopback() || allowed {
         return Ok(());
     }
@@ -370,6 +374,15 @@ pub(crate) fn labels(list: &[String]) -> Result<Option<countersign_policy::Label
         .map(Some)
 }
 
+/// Reads the engines that CUSTOM policies may name.
+pub(crate) fn providers(path: &Path) -> Result<Vec<Provider>, Finding> {
+    let bytes = read_bounded(path, MAX_INPUT as u64).map_err(|e| e.finding())?;
+    let place = path.display().to_string();
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| Finding::new(Code::ConfigSyntax, "not UTF-8").at(place.clone()))?;
+    parse_providers(text, &place)
+}
+
 /// Opens the file of edges, to be continued.
 pub(crate) fn edges(path: &Path) -> Result<EdgeLog, Finding> {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(|e| {
@@ -415,6 +428,9 @@ async fn serve(
     options.policy_files.clone_from(&common.policy);
     options.labels = labels(&common.labels)?;
     options.mesh = common.semantics.mesh()?;
+    if let Some(path) = &common.providers {
+        options.providers = providers(path)?;
+    }
     options.edges = common.edges.as_deref().map(edges).transpose()?;
     options.threads = usize::from(common.threads);
     options.tls12 = common.tls12;

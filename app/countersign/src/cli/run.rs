@@ -68,6 +68,9 @@ pub(crate) struct Run {
     labels: Vec<String>,
     #[command(flatten)]
     semantics: SemanticsFlags,
+    /// Engines that CUSTOM policies may name: Istio's `extensionProviders`, in a file
+    #[arg(long, value_name = "FILE")]
+    providers: Option<std::path::PathBuf>,
     /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
     #[arg(long, value_name = "FILE")]
     edges: Option<std::path::PathBuf>,
@@ -167,6 +170,9 @@ impl Run {
         let mut options = ProxyOptions::new(source, listeners);
         options.labels = super::proxy::labels(&self.labels)?;
         options.mesh = self.semantics.mesh()?;
+        if let Some(path) = &self.providers {
+            options.providers = super::proxy::providers(path)?;
+        }
         options.edges = self.edges.as_deref().map(super::proxy::edges).transpose()?;
         let proxy = Proxy::start(options, AccessLog::off()).await?;
         wait_ready(&proxy).await?;

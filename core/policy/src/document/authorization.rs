@@ -35,17 +35,24 @@ pub(super) fn read(
         None | Some("ALLOW") => Action::Allow,
         Some("DENY") => Action::Deny,
         Some("AUDIT") => Action::Audit,
-        Some("CUSTOM") => return Err(place.unsupported("spec.action: CUSTOM")),
+        Some("CUSTOM") => Action::Custom,
         Some(other) => {
             return Err(place.invalid(
                 "spec.action",
-                format!("`{other}` is not an action; use ALLOW, DENY or AUDIT"),
+                format!("`{other}` is not an action; use ALLOW, DENY, AUDIT or CUSTOM"),
             ));
         }
     };
-    if spec.provider.is_some() {
-        return Err(place.invalid("spec.provider", "only a CUSTOM policy has one"));
-    }
+    let provider = match (action, spec.provider) {
+        (Action::Custom, Some(p)) if !p.name.is_empty() => Some(Arc::from(p.name)),
+        (Action::Custom, _) => {
+            return Err(place.invalid("spec.provider.name", "is missing: whom should CUSTOM ask?"));
+        }
+        (_, Some(_)) => {
+            return Err(place.invalid("spec.provider", "only a CUSTOM policy has one"));
+        }
+        (_, None) => None,
+    };
     let dry_run = match doc.metadata.annotations.get("istio.io/dry-run").map(String::as_str) {
         None => false,
         Some("1" | "t" | "T" | "true" | "TRUE" | "True") => true,
@@ -54,9 +61,17 @@ pub(super) fn read(
             return Err(place.invalid("metadata.annotations[istio.io/dry-run]", "is not a boolean"));
         }
     };
+    if dry_run && action == Action::Custom {
+        let what = "an engine's answer cannot be tried out";
+        return Err(place.invalid("metadata.annotations[istio.io/dry-run]", what));
+    }
     let namespace = doc.metadata.namespace.unwrap_or_else(|| "default".into());
     if action == Action::Deny && spec.rules.as_ref().is_none_or(Vec::is_empty) {
         return Err(place.invalid("spec.rules", "a DENY without rules never matches"));
+    }
+    if action == Action::Custom && spec.rules.as_ref().is_none_or(Vec::is_empty) {
+        let what = "a CUSTOM policy without rules never asks; `- {}` asks about every request";
+        return Err(place.invalid("spec.rules", what));
     }
     let mut rules = Vec::new();
     for (i, spec) in spec.rules.unwrap_or_default().into_iter().enumerate() {
@@ -71,6 +86,7 @@ pub(super) fn read(
         for_gateways,
         namespace,
         action,
+        provider,
         dry_run,
         rules,
     })

@@ -107,6 +107,21 @@ const KNOWN_FIELDS: &[&str] = &[
     "hint",
     "storeSVID",
     "className",
+    "provider",
+    "extensionProviders",
+    "envoyExtAuthzGrpc",
+    "envoyExtAuthzHttp",
+    "opa",
+    "url",
+    "service",
+    "port",
+    "timeout",
+    "pathPrefix",
+    "statusOnError",
+    "includeRequestHeadersInCheck",
+    "includeAdditionalHeadersInCheck",
+    "headersToUpstreamOnAllow",
+    "headersToDownstreamOnDeny",
 ];
 
 /// `(unknown, nearest known)` out of serde's message.

@@ -56,7 +56,7 @@ const RESERVED: [&str; 11] = [
 ];
 
 /// The name of a header field that may be used, in lower case.
-fn header_name(name: &str) -> Option<String> {
+pub(crate) fn header_name(name: &str) -> Option<String> {
     let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     let lower = name.to_ascii_lowercase();
     let good = !name.is_empty()

@@ -96,9 +96,16 @@ pub(super) struct PolicySpec {
     #[serde(default)]
     pub(super) action: Option<String>,
     #[serde(default)]
-    pub(super) provider: Option<IgnoredAny>,
+    pub(super) provider: Option<ProviderRef>,
     #[serde(default)]
     pub(super) rules: Option<Vec<Option<RuleSpec>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProviderRef {
+    #[serde(default)]
+    pub(super) name: String,
 }
 
 #[derive(Deserialize)]

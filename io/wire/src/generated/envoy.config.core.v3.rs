@@ -69,3 +69,112 @@ pub struct TypedExtensionConfig {
     #[prost(message, optional, tag = "2")]
     pub typed_config: ::core::option::Option<::prost_types::Any>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pipe {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SocketAddress {
+    /// 0 is TCP.
+    #[prost(int32, tag = "1")]
+    pub protocol: i32,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(oneof = "socket_address::PortSpecifier", tags = "3, 4")]
+    pub port_specifier: ::core::option::Option<socket_address::PortSpecifier>,
+}
+/// Nested message and enum types in `SocketAddress`.
+pub mod socket_address {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum PortSpecifier {
+        #[prost(uint32, tag = "3")]
+        PortValue(u32),
+        #[prost(string, tag = "4")]
+        NamedPort(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Address {
+    #[prost(oneof = "address::Address", tags = "1, 2")]
+    pub address: ::core::option::Option<address::Address>,
+}
+/// Nested message and enum types in `Address`.
+pub mod address {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Address {
+        #[prost(message, tag = "1")]
+        SocketAddress(super::SocketAddress),
+        #[prost(message, tag = "2")]
+        Pipe(super::Pipe),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct HeaderValue {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub raw_value: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeaderMap {
+    #[prost(message, repeated, tag = "1")]
+    pub headers: ::prost::alloc::vec::Vec<HeaderValue>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderValueOption {
+    #[prost(message, optional, tag = "1")]
+    pub header: ::core::option::Option<HeaderValue>,
+    #[prost(message, optional, tag = "2")]
+    pub append: ::core::option::Option<bool>,
+    #[prost(enumeration = "header_value_option::HeaderAppendAction", tag = "3")]
+    pub append_action: i32,
+}
+/// Nested message and enum types in `HeaderValueOption`.
+pub mod header_value_option {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum HeaderAppendAction {
+        AppendIfExistsOrAdd = 0,
+        AddIfAbsent = 1,
+        OverwriteIfExistsOrAdd = 2,
+        OverwriteIfExists = 3,
+    }
+    impl HeaderAppendAction {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::AppendIfExistsOrAdd => "APPEND_IF_EXISTS_OR_ADD",
+                Self::AddIfAbsent => "ADD_IF_ABSENT",
+                Self::OverwriteIfExistsOrAdd => "OVERWRITE_IF_EXISTS_OR_ADD",
+                Self::OverwriteIfExists => "OVERWRITE_IF_EXISTS",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "APPEND_IF_EXISTS_OR_ADD" => Some(Self::AppendIfExistsOrAdd),
+                "ADD_IF_ABSENT" => Some(Self::AddIfAbsent),
+                "OVERWRITE_IF_EXISTS_OR_ADD" => Some(Self::OverwriteIfExistsOrAdd),
+                "OVERWRITE_IF_EXISTS" => Some(Self::OverwriteIfExists),
+                _ => None,
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 
+use countersign_engines::Refusal;
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
     Authenticated, Normalization, is_kept_back, judged_fields, normalize_as, percent_decoded,
@@ -233,6 +234,11 @@ impl<'a> RequestHead<'a> {
             || self.fields.iter().any(|(name, _)| is_kept_back(name, true, edits))
     }
 
+    /// As the request names it.
+    pub(crate) fn protocol(&self) -> &'static str {
+        if self.minor == 0 { "HTTP/1.0" } else { "HTTP/1.1" }
+    }
+
     /// The query without `?`.
     pub(crate) fn query(&self) -> &str {
         self.target.split_once('?').map_or("", |(_, q)| q)
@@ -380,19 +386,26 @@ impl ResponseHead {
     }
 }
 
-/// Our own answer: a status with the code and the connection id, and nothing that helps a stranger.
-pub(crate) fn refusal(status: u16, code: Code, id: ConnectionId, close: bool) -> Vec<u8> {
-    let reason = match status {
+fn reason(status: u16) -> &'static str {
+    match status {
+        300..=399 => "Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
+        404 => "Not Found",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "Error",
-    };
+    }
+}
+
+/// Our own answer: a status with the code and the connection id, and nothing that helps a stranger.
+pub(crate) fn refusal(status: u16, code: Code, id: ConnectionId, close: bool) -> Vec<u8> {
+    let reason = reason(status);
     let body = format!(
         "{{\"code\":\"{code}\",\"reason\":\"{}\",\"connection_id\":\"{id}\"}}\n",
         code.slug()
@@ -405,6 +418,29 @@ pub(crate) fn refusal(status: u16, code: Code, id: ConnectionId, close: bool) ->
         if close { "Connection: close\r\n" } else { "" }
     )
     .into_bytes()
+}
+
+/// An engine's answer to a client that it refuses: its words, our framing.
+pub(crate) fn engine_refusal(
+    refusal: &Refusal,
+    code: Code,
+    id: ConnectionId,
+    close: bool,
+) -> Vec<u8> {
+    let mut out =
+        format!("HTTP/1.1 {} {}\r\n", refusal.status, reason(refusal.status)).into_bytes();
+    for (name, value) in &refusal.headers {
+        field(name, value, &mut out);
+    }
+    field("Content-Length", &refusal.body.len().to_string(), &mut out);
+    field("X-Countersign-Code", code.as_str(), &mut out);
+    field("X-Countersign-Connection-Id", &id.to_string(), &mut out);
+    if close {
+        field("Connection", "close", &mut out);
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(&refusal.body);
+    out
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
+use countersign_engines::Refusal;
 use countersign_findings::{Code, Finding};
 use countersign_policy::{Authenticated, Normalization};
 use countersign_telemetry::ConnectionId;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 use super::buffered::Buffered;
-use super::head::{RequestHead, refusal};
+use super::head::{RequestHead, engine_refusal, refusal};
 use super::pump::{Broken, Done, Pump};
 use crate::forward::{Volume, relay};
 use crate::stream::{Relayed, Resettable};
@@ -26,16 +27,16 @@ const HEAD: Duration = Duration::from_secs(10);
 pub(crate) enum Next<'a> {
     /// It goes on, with this value for X-Forwarded-Client-Cert, and changed like this.
     Forward(Option<&'a str>, Option<Box<Authenticated>>),
-    /// It is answered by us.
-    Refuse(Finding),
+    /// It is answered by us, or as an external engine wants it.
+    Refuse(Finding, Option<Refusal>),
 }
 
 /// What a connection's owner decides and provides.
 pub(crate) trait Exchange {
     type Upstream: Relayed;
 
-    /// Judges a request.
-    fn judge(&self, request: &RequestHead<'_>) -> Next<'_>;
+    /// Judges a request. May ask others; nearly always it is done at once.
+    fn judge<'s>(&'s self, request: &RequestHead<'_>) -> impl Future<Output = Next<'s>> + Send;
 
     /// Opens the connection to the other side.
     fn connect(&self) -> impl Future<Output = Result<Self::Upstream, Finding>> + Send;
@@ -186,7 +187,11 @@ async fn answer<C: Relayed>(
     id: ConnectionId,
     close: bool,
 ) {
-    let _ = client.io.write_all(&refusal(status, code, id, close)).await;
+    say(client, &refusal(status, code, id, close), close).await;
+}
+
+async fn say<C: Relayed>(client: &mut Buffered<&mut C>, answer: &[u8], close: bool) {
+    let _ = client.io.write_all(answer).await;
     let _ = client.io.flush().await;
     if close {
         // Reading what still comes lets the answer arrive before the close does.
@@ -219,7 +224,7 @@ async fn one<C: Relayed, E: Exchange>(
     let next = loop {
         match RequestHead::parse(client.bytes(), exchange.normalization()) {
             Ok(Some(head)) => {
-                let next = exchange.judge(&head);
+                let next = exchange.judge(&head).await;
                 if let Next::Forward(identity, edits) = &next {
                     let strips = exchange.strips_identity();
                     head.write(*identity, strips, edits.as_deref(), &mut out);
@@ -250,12 +255,21 @@ async fn one<C: Relayed, E: Exchange>(
         }
     };
     end.requests += 1;
-    if let Next::Refuse(finding) = next {
+    if let Next::Refuse(finding, by_engine) = next {
         client.consume(len);
         // A body that nobody reads cannot be told from the next request.
         let close = !framing.is_done() || !keep_alive;
         exchange.refused(&finding);
-        answer(client, status_of(finding.code), finding.code, id, close).await;
+        let mut told = match &by_engine {
+            Some(r) => engine_refusal(r, finding.code, id, close),
+            None => refusal(status_of(finding.code), finding.code, id, close),
+        };
+        if method == "HEAD" {
+            // Its answer has no body: what came of one would pass for the next answer.
+            let head = told.windows(4).position(|w| w == b"\r\n\r\n").map_or(told.len(), |i| i + 4);
+            told.truncate(head);
+        }
+        say(client, &told, close).await;
         return Ok(if close { Outcome::Close } else { Outcome::KeepAlive });
     }
     exchange.under_way(Some(&client.bytes()[..len]));

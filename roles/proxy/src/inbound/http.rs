@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use countersign_engines::Reply;
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
     Authenticated, Authorizer, HttpRequest, Normalization, Permit, PolicySet, Request, Token,
@@ -14,7 +15,8 @@ use countersign_tls::current_time;
 use countersign_x509::{PeerIdentity, hex};
 use tokio::net::TcpStream;
 
-use super::{Inbound, Policies, dial, source_of};
+use super::engine::{Asked, edited};
+use super::{Inbound, Policies, Proof, dial, source_of};
 use crate::forward::{Renewal, Volume, forward};
 use crate::http1::{self, Exchange, Next, RequestHead};
 use crate::shared::no_identity_yet;
@@ -34,7 +36,7 @@ impl Inbound<'_> {
             peer,
             identity: self.forwarded_client_cert(peer),
             renewal: Renewal::default(),
-            head: Mutex::new(Vec::new()),
+            under_way: Mutex::default(),
         };
         let draining = self.shared.draining.subscribe();
         // Each request is decided by itself; the permit here bounds the connection's life.
@@ -97,8 +99,17 @@ struct HttpInbound<'a> {
     identity: Option<String>,
     /// Wakes whoever watches over the permit, when a request begins whose token ends some time.
     renewal: Renewal,
-    /// The head of the request under way; empty between requests.
-    head: Mutex<Vec<u8>>,
+    under_way: Mutex<UnderWay>,
+}
+
+/// The request under way.
+#[derive(Default)]
+struct UnderWay {
+    /// Empty between requests.
+    head: Vec<u8>,
+    /// What an external engine said about it. A change of policies does not ask again; it counts as long as
+    /// the policies ask the same engine.
+    reply: Option<Reply>,
 }
 
 impl HttpInbound<'_> {
@@ -122,6 +133,7 @@ impl HttpInbound<'_> {
             sni: None,
             http: None,
             token: None,
+            external: None,
         });
         let result = decision.permit().map_err(|d| d.finding());
         if let Err(finding) = &result {
@@ -130,18 +142,36 @@ impl HttpInbound<'_> {
         result
     }
 
+    /// Asks the external engine about a request, if policies want that.
+    async fn ask(
+        &self,
+        policies: &Policies,
+        request: &RequestHead<'_>,
+        edits: Option<&Authenticated>,
+    ) -> Option<Reply> {
+        // Nearly nobody has an engine, and then nothing is copied or decided here.
+        policies.as_ref().filter(|p| p.providers().next().is_some())?;
+        let fields = request.judged(edits);
+        let asked = Asked::of(request, parts(request, &fields));
+        let proof = Proof { token: edits.and_then(|a| a.token.as_ref()), external: None };
+        self.connection.consult(policies, self.peer, Some(asked), proof).await
+    }
+
     /// Between requests only the mode counts; the next request is judged when it comes.
     fn still_permitted(&self) -> Result<Option<Duration>, Code> {
-        let head = self.head.lock().unwrap_or_else(|e| e.into_inner());
-        match RequestHead::parse(&head, self.normalization()) {
+        let under_way = self.under_way.lock().unwrap_or_else(|e| e.into_inner());
+        match RequestHead::parse(&under_way.head, self.normalization()) {
             Ok(Some(head)) => {
                 let policies = self.connection.policies();
+                let reply = under_way.reply.as_ref();
                 let authenticated = authenticate(&policies, &head).map_err(|e| e.code)?;
+                let authenticated = edited(authenticated, reply, &head);
                 let edits = authenticated.as_deref();
                 let token = edits.and_then(|a| a.token.as_ref());
                 let fields = head.judged(edits);
                 let http = Some(parts(&head, &fields));
-                let left = self.connection.still_permitted(&policies, self.peer, http, token)?;
+                let proof = Proof { token, external: reply.map(|r| &r.external) };
+                let left = self.connection.still_permitted(&policies, self.peer, http, proof)?;
                 // What a token allows ends with it.
                 let of_token = token
                     .and_then(Token::expires_at)
@@ -173,22 +203,34 @@ fn parts<'a>(head: &'a RequestHead<'_>, fields: &'a [(&'a str, &'a str)]) -> Htt
 impl Exchange for HttpInbound<'_> {
     type Upstream = TcpStream;
 
-    fn judge(&self, request: &RequestHead<'_>) -> Next<'_> {
+    async fn judge<'s>(&'s self, request: &RequestHead<'_>) -> Next<'s> {
         let policies = self.connection.policies();
         let authenticated = match authenticate(&policies, request) {
             Ok(authenticated) => authenticated,
             Err(finding) => {
                 self.connection.shared.metrics.decided(Direction::Inbound, Some(finding.code));
-                return Next::Refuse(finding);
+                return Next::Refuse(finding, None);
             }
         };
+        let reply = self.ask(&policies, request, authenticated.as_deref()).await;
+        let authenticated = edited(authenticated, reply.as_ref(), request);
         let edits = authenticated.as_deref();
-        let token = edits.and_then(|a| a.token.as_ref());
         let judged = request.needs_judged(edits).then(|| request.judged(edits));
         let fields = judged.as_deref().unwrap_or(&request.fields);
-        match self.connection.permit(&policies, self.peer, Some(parts(request, fields)), token) {
-            Ok(_permit) => Next::Forward(self.identity.as_deref(), authenticated),
-            Err(finding) => Next::Refuse(finding),
+        let proof = Proof {
+            token: edits.and_then(|a| a.token.as_ref()),
+            external: reply.as_ref().map(|r| &r.external),
+        };
+        match self.connection.permit(&policies, self.peer, Some(parts(request, fields)), proof) {
+            Ok(_permit) => {
+                self.under_way.lock().unwrap_or_else(|e| e.into_inner()).reply = reply;
+                Next::Forward(self.identity.as_deref(), authenticated)
+            }
+            Err(finding) => {
+                let by_engine =
+                    matches!(finding.code, Code::DeniedByEngine | Code::EngineUnavailable);
+                Next::Refuse(finding, reply.and_then(|r| r.refusal).filter(|_| by_engine))
+            }
         }
     }
 
@@ -200,9 +242,9 @@ impl Exchange for HttpInbound<'_> {
         if head.is_some() && self.expects_tokens() {
             self.renewal.ask_again();
         }
-        let mut slot = self.head.lock().unwrap_or_else(|e| e.into_inner());
-        slot.clear();
-        slot.extend_from_slice(head.unwrap_or_default());
+        let mut slot = self.under_way.lock().unwrap_or_else(|e| e.into_inner());
+        slot.head.clear();
+        slot.head.extend_from_slice(head.unwrap_or_default());
     }
 
     fn refused(&self, finding: &Finding) {

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
-use countersign_policy::{HttpRequest, Token};
+use countersign_policy::HttpRequest;
 use countersign_telemetry::{Direction, HandshakeRecord};
 use countersign_tls::HandshakeInfo;
 use countersign_x509::PeerIdentity;
 
-use super::{Inbound, Policies, source_of, who};
+use super::{Inbound, Policies, Proof, source_of, who};
 use crate::edges::Edge;
 use crate::forward::Volume;
 
@@ -53,10 +53,10 @@ impl Inbound<'_> {
         policies: &Policies,
         peer: Option<&Arc<PeerIdentity>>,
         http: Option<HttpRequest<'_>>,
-        token: Option<&Token>,
+        proof: Proof<'_>,
     ) {
         let Some(policies) = policies.as_ref().filter(|p| p.audits()) else { return };
-        let request = self.request(source_of(peer), http, token);
+        let request = self.request(source_of(peer), http, proof);
         for policy in policies.audited(&request) {
             self.shared.metrics.audited();
             tracing::info!(connection = %self.id, source = who(peer, self.from), policy, "audit: policy matches");

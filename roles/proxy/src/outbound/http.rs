@@ -79,7 +79,7 @@ struct HttpOutbound<'a> {
 impl Exchange for HttpOutbound<'_> {
     type Upstream = PeerStream;
 
-    fn judge(&self, _: &RequestHead<'_>) -> Next<'_> {
+    async fn judge<'s>(&'s self, _: &RequestHead<'_>) -> Next<'s> {
         Next::Forward(None, None)
     }
 

@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 use crate::kit::{Kit, any, dial};
 
 /// An HTTP server that answers each request with what it received, chunked if asked to.
-async fn mirror() -> SocketAddr {
+pub(crate) async fn mirror() -> SocketAddr {
     let listener = TcpListener::bind(any()).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -66,7 +66,7 @@ async fn mirror_one(mut stream: TcpStream) {
     }
 }
 
-async fn connect(kit: &Kit, address: SocketAddr, path: &str) -> TlsStream<TcpStream> {
+pub(crate) async fn connect(kit: &Kit, address: SocketAddr, path: &str) -> TlsStream<TcpStream> {
     raw_tls::client(Some(&kit.good(path)))
         .connect(raw_tls::any_name(), dial(address).await)
         .await
@@ -74,7 +74,7 @@ async fn connect(kit: &Kit, address: SocketAddr, path: &str) -> TlsStream<TcpStr
 }
 
 /// Sends `request` and reads until `until` appears or the stream ends.
-async fn ask(tls: &mut TlsStream<TcpStream>, request: &str, until: &str) -> String {
+pub(crate) async fn ask(tls: &mut TlsStream<TcpStream>, request: &str, until: &str) -> String {
     tls.write_all(request.as_bytes()).await.unwrap();
     let mut out = Vec::new();
     let mut buf = [0; 4096];

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, missing_docs)]
 
 mod bad_certificates;
+mod engines;
 mod http;
 mod kit;
 mod tcp;

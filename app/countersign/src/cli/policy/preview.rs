@@ -11,8 +11,8 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_keys::read_bounded;
 use countersign_policy::{
-    Attributes, Authenticated, Caller, CertificateFacts, Denial, Document, HttpRequest, Labels,
-    Mesh, PolicySet, Token, Verdict, Workload, judged_fields, normalize_as,
+    Answer, Attributes, Authenticated, Caller, CertificateFacts, Denial, Document, External,
+    HttpRequest, Labels, Mesh, PolicySet, Token, Verdict, Workload, judged_fields, normalize_as,
 };
 use countersign_tls::current_time;
 use serde::{Deserialize, Serialize};
@@ -180,6 +180,12 @@ impl Preview {
             .flat_map(|h| h.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())))
             .collect();
         let headers = judged_fields(&headers, edits);
+        // Previews ask nobody: what the engine would say is supposed, or it counts as not asked.
+        let external = request.external.and_then(|allows| {
+            let answer =
+                if allows { Answer::Allowed } else { Answer::Denied("as supposed".to_owned()) };
+            Some(External { provider: set.providers().next()?.into(), answer })
+        });
         let facts = request.source.cert.as_ref().map(Certificate::facts).transpose()?;
         let a = Attributes {
             caller,
@@ -204,6 +210,7 @@ impl Preview {
                 headers: &headers,
             }),
             token: token.as_ref(),
+            external: external.as_ref(),
         };
         Ok(work(set, &a))
     }
@@ -229,6 +236,9 @@ pub(crate) struct Request {
     /// Claims of a verified token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<Map<String, Value>>,
+    /// What an external engine would say, where a CUSTOM policy asks one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) external: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]

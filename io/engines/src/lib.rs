@@ -1,0 +1,167 @@
+//! Asking external engines whether a request may go on: Envoy's ext_authz over gRPC and HTTP, OPA's REST
+//! interface. Whatever goes wrong is an [`Answer`] that refuses; nothing here can fail open.
+
+mod answer;
+mod grpc;
+mod http;
+mod input;
+mod opa;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use countersign_policy::{Answer, Attributes, Edits, Engine, External, Provider};
+use tokio::sync::Semaphore;
+
+/// Questions that one engine is asked at once; more are refused, so that a slow engine holds no more than
+/// this many requests.
+const MAX_QUESTIONS: usize = 1024;
+
+/// One request or connection to be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// What is known about it. Header fields are those that policies see.
+    pub attributes: Attributes<'a>,
+    /// The caller's port.
+    pub source_port: u16,
+    /// The identity that is called.
+    pub own_id: &'a str,
+    /// The query, without `?`.
+    pub query: &'a str,
+    /// `HTTP/1.1` and the like.
+    pub protocol: &'a str,
+    /// Names the connection in logs of both sides.
+    pub id: &'a str,
+    /// Since the epoch.
+    pub now: Duration,
+}
+
+/// What came of asking.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// For the decision.
+    pub external: External,
+    /// What to change about an allowed request.
+    pub edits: Edits,
+    /// What to tell the client of a refused one.
+    pub refusal: Option<Refusal>,
+}
+
+/// What a refused client is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// 300 to 599.
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Bounded.
+    pub body: Vec<u8>,
+}
+
+/// The engines that policies can name.
+#[derive(Debug, Default)]
+pub struct Engines {
+    by_name: HashMap<Arc<str>, Asker>,
+}
+
+#[derive(Debug)]
+struct Asker {
+    provider: Provider,
+    client: Client,
+    places: Semaphore,
+}
+
+#[derive(Debug)]
+enum Client {
+    Grpc(grpc::Client),
+    Http(http::Client),
+}
+
+impl Engines {
+    /// Connects to none of them yet.
+    pub fn new(providers: Vec<Provider>) -> Self {
+        let asker = |provider: Provider| {
+            let client = match &provider.engine {
+                Engine::ExtAuthzGrpc { target } => Client::Grpc(grpc::Client::new(target)),
+                Engine::ExtAuthzHttp(check) => Client::Http(http::Client::new(&check.target)),
+                Engine::Opa { target, .. } => Client::Http(http::Client::new(target)),
+            };
+            let name = Arc::clone(&provider.name);
+            (name, Asker { provider, client, places: Semaphore::new(MAX_QUESTIONS) })
+        };
+        Self { by_name: providers.into_iter().map(asker).collect() }
+    }
+
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(|n| &**n)
+    }
+
+    /// Asks `provider`. Answers within its timeout.
+    pub async fn ask(&self, provider: &Arc<str>, question: &Question<'_>) -> Reply {
+        let Some(asker) = self.by_name.get(provider) else {
+            let why = "no provider of that name is described".to_owned();
+            return Reply::of(provider, Answer::Misconfigured(why), None);
+        };
+        let refusal = || {
+            let status = asker.provider.status_on_error;
+            Some(Refusal { status, ..Refusal::default() })
+        };
+        let Ok(_place) = asker.places.try_acquire() else {
+            let why = format!("{MAX_QUESTIONS} questions wait for it already");
+            return Reply::of(provider, Answer::Failed(why), refusal());
+        };
+        let timeout = asker.provider.timeout;
+        match tokio::time::timeout(timeout, asker.ask(question)).await {
+            Ok(Ok((answer, edits, refusal))) => {
+                let external = External { provider: Arc::clone(provider), answer };
+                Reply { external, edits, refusal }
+            }
+            Ok(Err(why)) => Reply::of(provider, Answer::Failed(why), refusal()),
+            Err(_) => {
+                let why = format!("nothing came within {} ms", timeout.as_millis());
+                Reply::of(provider, Answer::Failed(why), refusal())
+            }
+        }
+    }
+}
+
+impl Reply {
+    fn of(provider: &Arc<str>, answer: Answer, refusal: Option<Refusal>) -> Self {
+        let external = External { provider: Arc::clone(provider), answer };
+        Self { external, edits: Edits::default(), refusal }
+    }
+}
+
+/// An answer with what goes with it, or why there is none.
+type Outcome = Result<(Answer, Edits, Option<Refusal>), String>;
+
+impl Asker {
+    async fn ask(&self, question: &Question<'_>) -> Outcome {
+        match (&self.client, &self.provider.engine) {
+            (Client::Grpc(client), _) => client.check(question).await,
+            (Client::Http(client), Engine::ExtAuthzHttp(check)) => {
+                client.check(check, question).await
+            }
+            (Client::Http(client), Engine::Opa { path, .. }) => {
+                opa::ask(client, path, question).await
+            }
+            (Client::Http(_), Engine::ExtAuthzGrpc { .. }) => Err("is asked in another way".into()),
+        }
+    }
+}
+
+/// A whole error, causes included, in one line.
+fn whole(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        let next = s.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = s.source();
+    }
+    text
+}
