@@ -6,11 +6,16 @@ mod grpc;
 mod http;
 mod input;
 mod opa;
+#[cfg(feature = "rego")]
+mod rego;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(not(feature = "rego"))]
+use countersign_findings::Code;
+use countersign_findings::Finding;
 use countersign_policy::{Answer, Attributes, Edits, Engine, External, Provider};
 use tokio::sync::Semaphore;
 
@@ -76,21 +81,36 @@ struct Asker {
 enum Client {
     Grpc(grpc::Client),
     Http(http::Client),
+    #[cfg(feature = "rego")]
+    Rego(Box<rego::Evaluator>),
 }
 
 impl Engines {
-    /// Connects to none of them yet.
-    pub fn new(providers: Vec<Provider>) -> Self {
+    /// Reads what Rego needs; connects to nobody yet.
+    pub fn new(providers: Vec<Provider>) -> Result<Self, Finding> {
         let asker = |provider: Provider| {
             let client = match &provider.engine {
+                #[cfg(feature = "rego")]
+                Engine::Rego { files, data, query } => {
+                    let data = data.as_deref();
+                    let evaluator = rego::Evaluator::new(files, data, query, provider.timeout)?;
+                    Client::Rego(Box::new(evaluator))
+                }
+                #[cfg(not(feature = "rego"))]
+                Engine::Rego { .. } => {
+                    let text =
+                        format!("provider `{}`: this binary was built without Rego", provider.name);
+                    return Err(Finding::new(Code::EngineMisconfigured, text)
+                        .hint("build it with `--features rego`, or run OPA and use `opa`"));
+                }
                 Engine::ExtAuthzGrpc { target } => Client::Grpc(grpc::Client::new(target)),
                 Engine::ExtAuthzHttp(check) => Client::Http(http::Client::new(&check.target)),
                 Engine::Opa { target, .. } => Client::Http(http::Client::new(target)),
             };
             let name = Arc::clone(&provider.name);
-            (name, Asker { provider, client, places: Semaphore::new(MAX_QUESTIONS) })
+            Ok((name, Asker { provider, client, places: Semaphore::new(MAX_QUESTIONS) }))
         };
-        Self { by_name: providers.into_iter().map(asker).collect() }
+        Ok(Self { by_name: providers.into_iter().map(asker).collect::<Result<_, Finding>>()? })
     }
 
     /// Their names.
@@ -147,7 +167,9 @@ impl Asker {
             (Client::Http(client), Engine::Opa { path, .. }) => {
                 opa::ask(client, path, question).await
             }
-            (Client::Http(_), Engine::ExtAuthzGrpc { .. }) => Err("is asked in another way".into()),
+            #[cfg(feature = "rego")]
+            (Client::Rego(evaluator), _) => evaluator.ask(question).await,
+            (Client::Http(_), _) => Err("it is asked in another way".into()),
         }
     }
 }

@@ -126,7 +126,7 @@ impl Proxy {
     /// and connections are refused until they are there. Files are read once before anything is bound,
     /// so that a mistake in them is an error here.
     pub async fn start(options: ProxyOptions, log: AccessLog) -> Result<RunningProxy, Finding> {
-        let engines = Engines::new(options.providers);
+        let engines = Engines::new(options.providers)?;
         let known: Vec<String> = engines.names().map(str::to_owned).collect();
         let documents = read_given(&options.policies, &options.policy_files, &known)?;
         let (given_sender, given) = watch::channel(Arc::new(documents));

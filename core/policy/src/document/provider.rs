@@ -42,6 +42,15 @@ pub enum Engine {
     },
     /// A request like the one to be judged; 200 allows.
     ExtAuthzHttp(HttpCheck),
+    /// Rego in this process, with the same input.
+    Rego {
+        /// Modules, `*.rego`.
+        files: Vec<PathBuf>,
+        /// A JSON object for `data`, if there is one.
+        data: Option<PathBuf>,
+        /// What decides: `data.envoy.authz.allow`.
+        query: String,
+    },
     /// `POST /v1/data/…` with the input that OPA's Envoy plugin makes.
     Opa {
         /// Where it listens.
@@ -49,6 +58,12 @@ pub enum Engine {
         /// The path of the document that decides, with `/v1/data`.
         path: String,
     },
+}
+
+/// A query in Rego's terms: `data.envoy.authz.allow`.
+fn rego_query(text: &str) -> bool {
+    let word = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    text.starts_with("data.") && text.split('.').all(word)
 }
 
 /// How an engine is asked over plain HTTP.
@@ -109,6 +124,8 @@ struct Spec {
     envoy_ext_authz_http: Option<HttpSpec>,
     #[serde(default)]
     opa: Option<OpaSpec>,
+    #[serde(default)]
+    rego: Option<RegoSpec>,
 }
 
 #[derive(Deserialize)]
@@ -170,6 +187,20 @@ struct OpaSpec {
     status_on_error: Option<String>,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RegoSpec {
+    files: Vec<PathBuf>,
+    #[serde(default)]
+    data: Option<PathBuf>,
+    #[serde(default)]
+    query: Option<String>,
+    #[serde(default)]
+    timeout: Option<String>,
+    #[serde(default)]
+    status_on_error: Option<String>,
+}
+
 /// Reads a file of providers; `origin` names it in errors. All or nothing.
 pub fn parse_providers(text: &str, origin: &str) -> Result<Vec<Provider>, Finding> {
     let file: File = yaml(text, origin, 1)?;
@@ -208,15 +239,15 @@ fn provider(spec: Spec, at: &At<'_>) -> Result<Provider, Finding> {
     let name = Arc::from(spec.name);
     let make =
         |timeout, status, engine| Provider { name, timeout, status_on_error: status, engine };
-    match (spec.envoy_ext_authz_grpc, spec.envoy_ext_authz_http, spec.opa) {
-        (Some(s), None, None) => {
+    match (spec.envoy_ext_authz_grpc, spec.envoy_ext_authz_http, spec.opa, spec.rego) {
+        (Some(s), None, None, None) => {
             let at = &at.within("envoyExtAuthzGrpc");
             common(s.fail_open, s.include_request_body_in_check.is_some(), at)?;
             let target = target(&s.service, s.port, at)?;
             let status = status(s.status_on_error.as_deref(), at)?;
             Ok(make(timeout(s.timeout.as_deref(), at)?, status, Engine::ExtAuthzGrpc { target }))
         }
-        (None, Some(s), None) => {
+        (None, Some(s), None, None) => {
             let at = &at.within("envoyExtAuthzHttp");
             common(s.fail_open, s.include_request_body_in_check.is_some(), at)?;
             if !s.headers_to_downstream_on_allow.is_empty() {
@@ -262,13 +293,26 @@ fn provider(spec: Spec, at: &At<'_>) -> Result<Provider, Finding> {
             let status = status(s.status_on_error.as_deref(), at)?;
             Ok(make(timeout(s.timeout.as_deref(), at)?, status, Engine::ExtAuthzHttp(check)))
         }
-        (None, None, Some(s)) => {
+        (None, None, Some(s), None) => {
             let at = &at.within("opa");
             let (target, path) = opa_url(&s.url).map_err(|e| at.invalid("url", e))?;
             let status = status(s.status_on_error.as_deref(), at)?;
             Ok(make(timeout(s.timeout.as_deref(), at)?, status, Engine::Opa { target, path }))
         }
-        _ => Err(at.invalid("", "needs one of envoyExtAuthzGrpc, envoyExtAuthzHttp and opa")),
+        (None, None, None, Some(s)) => {
+            let at = &at.within("rego");
+            if s.files.is_empty() {
+                return Err(at.invalid("files", "is empty"));
+            }
+            let query = s.query.unwrap_or_else(|| "data.envoy.authz.allow".into());
+            if !rego_query(&query) {
+                return Err(at.invalid("query", "must be of the form data.package.rule"));
+            }
+            let status = status(s.status_on_error.as_deref(), at)?;
+            let engine = Engine::Rego { files: s.files, data: s.data, query };
+            Ok(make(timeout(s.timeout.as_deref(), at)?, status, engine))
+        }
+        _ => Err(at.invalid("", "needs one of envoyExtAuthzGrpc, envoyExtAuthzHttp, opa and rego")),
     }
 }
 
