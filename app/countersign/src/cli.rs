@@ -13,6 +13,7 @@ mod id;
 mod init;
 mod policy;
 mod proxy;
+mod review;
 mod run;
 mod semantics;
 mod server;
@@ -105,6 +106,8 @@ enum Command {
     Apply(apply::Apply),
     /// Answer Envoy's external authorization (ext_authz) by policies
     ExtAuthz(ext_authz::ExtAuthzCommand),
+    /// Find flaws of mTLS and identity in source, configuration and key material
+    Review(review::ReviewCommand),
     /// Policies: explain, decide, test, compare, suggest, lint, list, delete
     Policy(policy::PolicyCommand),
     /// Look at certificates and verify them
@@ -163,6 +166,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             Command::Entry(c) => c.run(&global).await,
             Command::Apply(c) => c.run(&global).await,
             Command::ExtAuthz(c) => c.run(&global).await,
+            Command::Review(c) => c.run(&global),
             Command::Policy(c) => c.run(&global).await,
             Command::Id(c) => c.run(&global).await,
             Command::Bundle(c) => c.run(&global).await,

@@ -13,6 +13,8 @@ pub enum Severity {
     Medium,
     /// Identity or authorization is at stake, or a service is down.
     High,
+    /// Anybody gets in, or anything is believed.
+    Critical,
 }
 
 impl Severity {
@@ -23,6 +25,24 @@ impl Severity {
             Severity::Low => "low",
             Severity::Medium => "medium",
             Severity::High => "high",
+            Severity::Critical => "critical",
+        }
+    }
+
+    /// By its name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Severity::Info, Severity::Low, Severity::Medium, Severity::High, Severity::Critical]
+            .into_iter()
+            .find(|s| s.as_str() == name)
+    }
+
+    /// One step less.
+    pub const fn lowered(self) -> Self {
+        match self {
+            Severity::Critical => Severity::High,
+            Severity::High => Severity::Medium,
+            Severity::Medium => Severity::Low,
+            Severity::Low | Severity::Info => Severity::Info,
         }
     }
 }

@@ -1,0 +1,199 @@
+//! Matching the rules against one file.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use regex::{Regex, RegexSet, RegexSetBuilder};
+
+use crate::issue::{Edit, Issue};
+use crate::kind::Kind;
+use crate::layout;
+use crate::rule::{Catalogue, Condition, Pattern, Rule, Shape, flags};
+use crate::source::{Context, Source};
+use crate::suppress;
+
+/// The rules, arranged by the kind of file that they are about.
+pub(crate) struct Engine<'c> {
+    catalogue: &'c Catalogue,
+    by_kind: HashMap<Kind, Selected>,
+}
+
+struct Selected {
+    /// `(rule, shape)`, in the order of `first`.
+    shapes: Vec<(usize, usize)>,
+    /// Every shape's pattern: one pass over the text tells most files to be of no interest.
+    first: RegexSet,
+}
+
+/// Most matches of one shape that are looked at in one file.
+const MAX_MATCHES: usize = 500;
+
+impl<'c> Engine<'c> {
+    pub(crate) fn new(catalogue: &'c Catalogue) -> Result<Self, String> {
+        let mut lists: HashMap<Kind, Vec<(usize, usize)>> = HashMap::new();
+        for (r, rule) in catalogue.rules.iter().enumerate() {
+            for kind in &rule.kinds {
+                let list = lists.entry(*kind).or_default();
+                list.extend((0..rule.shapes.len()).map(|s| (r, s)));
+            }
+        }
+        let mut by_kind = HashMap::new();
+        for (kind, shapes) in lists {
+            let patterns = shapes.iter().map(|(r, s)| catalogue.rules[*r].shapes[*s].pattern.as_str());
+            let first = RegexSetBuilder::new(patterns)
+                .size_limit(64 << 20)
+                .dfa_size_limit(32 << 20)
+                .build()
+                .map_err(|e| e.to_string())?;
+            by_kind.insert(kind, Selected { shapes, first });
+        }
+        Ok(Self { catalogue, by_kind })
+    }
+
+    /// Every finding in one file. `Err` if its syntax cannot be followed at all.
+    pub(crate) fn review(&self, path: &str, kind: Kind, text: &str, today: &str) -> Result<Vec<Issue>, String> {
+        let mut out = self.one(path, kind, text, today)?;
+        if kind == Kind::Yaml && text.contains('|') {
+            for (name, inner, first_line) in layout::embedded(text) {
+                let Some(kind) = Kind::of(&name, &inner) else { continue };
+                for mut issue in self.one(path, kind, &inner, today)? {
+                    issue.line += first_line - 1;
+                    issue.end_line += first_line - 1;
+                    // Places in the inner text are none in the file.
+                    issue.edit = None;
+                    out.push(issue);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn one(&self, path: &str, kind: Kind, text: &str, today: &str) -> Result<Vec<Issue>, String> {
+        let Some(selected) = self.by_kind.get(&kind) else { return Ok(Vec::new()) };
+        let candidates = selected.first.matches(text);
+        if !candidates.matched_any() {
+            return Ok(Vec::new());
+        }
+        let source = Source::new(path, kind, text).ok_or("the parser gave up on it")?;
+        let mut out: Vec<Issue> = Vec::new();
+        for i in candidates {
+            let (r, s) = selected.shapes[i];
+            let rule = &self.catalogue.rules[r];
+            if rule.path.as_ref().is_some_and(|p| !p.is_match(path)) {
+                continue;
+            }
+            shape(rule, &rule.shapes[s], &source, &mut out);
+        }
+        settle(&mut out);
+        suppress::apply(&source, &mut out, today);
+        Ok(out)
+    }
+}
+
+fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) {
+    let view = if shape.in_strings { &source.text } else { &source.code };
+    for found in shape.pattern.captures_iter(view).take(MAX_MATCHES) {
+        let Some(whole) = found.get(0) else { continue };
+        let place = found.name("at").unwrap_or(whole).range();
+        // Conditions look from the place that decides.
+        let at = place.clone();
+        let callback = found.name("cb").map(|m| m.range());
+        let names = Names {
+            var: found.name("var").map_or("", |m| m.as_str()),
+            cb: found.name("cb").map_or("", |m| m.as_str()),
+            key: found.name("key").map_or("", |m| m.as_str()),
+        };
+        let holds = |c: &Condition| {
+            let part = source.part(c.scope, &at, callback.clone());
+            match &c.pattern {
+                Pattern::Fixed(regex) => regex.is_match(&part),
+                Pattern::Template(text) => names.fill(text).is_some_and(|r| r.is_match(&part)),
+            }
+        };
+        if !shape.if_.iter().all(holds) || shape.unless.iter().any(holds)
+            || shape.except.iter().any(|group| group.iter().all(holds))
+        {
+            continue;
+        }
+        out.push(issue(rule, shape, source, &place));
+        if shape.once {
+            return;
+        }
+    }
+}
+
+struct Names<'a> {
+    var: &'a str,
+    cb: &'a str,
+    key: &'a str,
+}
+
+impl Names<'_> {
+    fn fill(&self, template: &str) -> Option<Regex> {
+        let mut out = template.to_owned();
+        for (name, value) in [("{var}", self.var), ("{cb}", self.cb), ("{key}", self.key)] {
+            if out.contains(name) {
+                // Without the group nothing is meant by it.
+                if value.trim().is_empty() {
+                    return None;
+                }
+                out = out.replace(name, &regex::escape(value.trim()));
+            }
+        }
+        Regex::new(&flags(&out)).ok()
+    }
+}
+
+fn issue(rule: &Rule, shape: &Shape, source: &Source<'_>, place: &Range<usize>) -> Issue {
+    let (line, column) = source.position(place.start);
+    let (end_line, end_column) = source.position(place.end);
+    let mut context = Context::of(source.path);
+    if context == Context::Production && source.in_tests(place.start) {
+        context = Context::Test;
+    }
+    let mut severity = shape.severity.unwrap_or(rule.severity);
+    if context != Context::Production || guarded_by_environment(source, place) {
+        severity = severity.lowered();
+    }
+    let edit = shape
+        .replace
+        .as_ref()
+        .map(|text| Edit { range: place.clone(), text: text.clone() });
+    Issue {
+        rule: rule.id.clone(),
+        class: rule.class,
+        message: shape.message.clone().unwrap_or_else(|| rule.title.clone()),
+        why: rule.why.clone(),
+        fix: rule.fix.clone(),
+        severity,
+        confidence: shape.confidence.unwrap_or(rule.confidence),
+        path: source.path.to_owned(),
+        line,
+        column,
+        end_line,
+        end_column,
+        evidence: source.line(line).trim().chars().take(200).collect(),
+        context,
+        related: Vec::new(),
+        edit,
+        allowed: None,
+        fingerprint: String::new(),
+    }
+}
+
+/// Whether only development gets here; a guard that names production keeps its severity.
+fn guarded_by_environment(source: &Source<'_>, place: &Range<usize>) -> bool {
+    let guards = source.part(crate::scope::Scope::Guard, place, None).to_ascii_lowercase();
+    let development = ["isdevelopment", "is_development", "isdev", "is_dev", "debug", "development", "\"dev\"", "'dev'"];
+    let inverted = ["!env.isdevelopment", "not settings.debug", "!debug", "not debug", "production"];
+    development.iter().any(|d| guards.contains(d)) && !inverted.iter().any(|d| guards.contains(d))
+}
+
+/// One finding of a class a line: the worst.
+fn settle(issues: &mut Vec<Issue>) {
+    issues.sort_by(|a, b| {
+        (a.line, &a.class.name, std::cmp::Reverse(a.severity), &a.rule)
+            .cmp(&(b.line, &b.class.name, std::cmp::Reverse(b.severity), &b.rule))
+    });
+    issues.dedup_by(|b, a| a.line == b.line && a.class.name == b.class.name);
+}

@@ -1,0 +1,25 @@
+//! Static review: finds flaws of mTLS and service identity in source, configuration and key material.
+//!
+//! A rule is one file in `rules/`: shapes are regular expressions over a file from which comments, and what
+//! strings hold, have been taken out; conditions look at parts that the syntax tree marks out (the call, the
+//! literal, the function, the body of a callback), so that a value made safe two lines later is safe.
+
+mod engine;
+mod issue;
+mod kind;
+mod layout;
+mod material;
+mod project;
+mod review;
+mod rule;
+mod scope;
+mod source;
+mod suppress;
+mod syntax;
+mod walk;
+
+pub use issue::{Allowed, Edit, Issue, Related};
+pub use kind::Kind;
+pub use review::{Options, Report, Unreadable, apply_edits, review, review_text};
+pub use rule::{Catalogue, Class, Confidence, Example, Rule};
+pub use source::Context;

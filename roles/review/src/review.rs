@@ -1,0 +1,176 @@
+//! A whole review: files, in parallel; then what only many files together show.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use countersign_findings::{Code, Finding};
+use countersign_identity::UnixTime;
+use countersign_keys::read_bounded;
+
+use crate::engine::Engine;
+use crate::issue::{Issue, fingerprint};
+use crate::kind::Kind;
+use crate::material;
+use crate::project::Project;
+use crate::rule::Catalogue;
+use crate::walk::{MAX_MATERIAL, MAX_TEXT, files, shown};
+
+/// What to look at, and when that is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Files and directories.
+    pub paths: Vec<PathBuf>,
+    /// Also what .gitignore hides, and vendored code.
+    pub everything: bool,
+    /// For lifetimes.
+    pub now: UnixTime,
+    /// `YYYY-MM-DD`, for exceptions.
+    pub today: String,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// What could not be looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// As given.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// By path and line.
+    pub issues: Vec<Issue>,
+    /// Nothing passes because it could not be read.
+    pub unreadable: Vec<Unreadable>,
+    /// Files looked at.
+    pub files: usize,
+    /// Lines in them.
+    pub lines: usize,
+}
+
+/// Reviews files. `progress` is told how many of how many are done.
+pub fn review(
+    catalogue: &Catalogue,
+    options: &Options,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Report, Finding> {
+    let engine = Engine::new(catalogue).map_err(|e| Finding::new(Code::InternalError, e))?;
+    let paths = files(&options.paths, options.everything)?;
+    let next = AtomicUsize::new(0);
+    let merged = Mutex::new((Report::default(), Project::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..options.threads.max(1) {
+            scope.spawn(|| {
+                let mut report = Report::default();
+                let mut project = Project::default();
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(path) = paths.get(i) else { break };
+                    one(catalogue, &engine, path, options, &mut report, &mut project);
+                    progress(i + 1, paths.len());
+                }
+                let mut merged = merged.lock().unwrap_or_else(|e| e.into_inner());
+                merged.0.issues.append(&mut report.issues);
+                merged.0.unreadable.append(&mut report.unreadable);
+                merged.0.files += report.files;
+                merged.0.lines += report.lines;
+                merged.1.merge(project);
+            });
+        }
+    });
+    let (mut report, project) = merged.into_inner().unwrap_or_else(|e| e.into_inner());
+    report.issues.extend(project.findings(catalogue));
+    report.issues.sort_by(|a, b| {
+        (&a.path, a.line, a.column, &a.rule).cmp(&(&b.path, b.line, b.column, &b.rule))
+    });
+    report.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
+    let root = match options.paths.as_slice() {
+        [one] => shown(one),
+        _ => String::new(),
+    };
+    fingerprint(&mut report.issues, &root);
+    Ok(report)
+}
+
+/// Reviews one text as if it were in a file of that name.
+pub fn review_text(
+    catalogue: &Catalogue,
+    path: &str,
+    text: &str,
+    today: &str,
+) -> Result<Vec<Issue>, String> {
+    let engine = Engine::new(catalogue)?;
+    let mut issues = match Kind::of(path, text) {
+        Some(kind) => engine.review(path, kind, text, today)?,
+        None => Vec::new(),
+    };
+    issues.extend(material::in_text(catalogue, path, text));
+    Ok(issues)
+}
+
+fn one(
+    catalogue: &Catalogue,
+    engine: &Engine<'_>,
+    path: &PathBuf,
+    options: &Options,
+    report: &mut Report,
+    project: &mut Project,
+) {
+    let name = shown(path);
+    let mut unreadable = |reason: String| {
+        report.unreadable.push(Unreadable { path: name.clone(), reason });
+    };
+    let size = match std::fs::metadata(path) {
+        Ok(meta) => meta.len(),
+        Err(e) => return unreadable(e.to_string()),
+    };
+    if material::is_interesting(&name) && size <= MAX_MATERIAL {
+        match read_bounded(path, MAX_MATERIAL) {
+            Ok(bytes) => report.issues.extend(material::in_file(catalogue, &name, &bytes, options.now)),
+            Err(e) => return unreadable(e.finding().message),
+        }
+    }
+    let by_name = Kind::of(&name, "");
+    if size > MAX_TEXT {
+        if by_name.is_some() {
+            unreadable(format!("larger than {} MiB", MAX_TEXT >> 20));
+        }
+        return;
+    }
+    let bytes = match read_bounded(path, MAX_TEXT) {
+        Ok(bytes) => bytes,
+        Err(e) => return unreadable(e.finding().message),
+    };
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => std::borrow::Cow::Borrowed(text),
+        // Old sources have other encodings; what matters in them is ASCII.
+        Err(_) if by_name.is_some() && !bytes.contains(&0) => String::from_utf8_lossy(&bytes),
+        Err(_) => return,
+    };
+    report.files += 1;
+    report.lines += text.lines().count();
+    report.issues.extend(material::in_text(catalogue, &name, &text));
+    let Some(kind) = Kind::of(&name, &text) else { return };
+    project.look(&name, kind, &text);
+    match engine.review(&name, kind, &text, &options.today) {
+        Ok(issues) => report.issues.extend(issues),
+        Err(reason) => report.unreadable.push(Unreadable { path: name, reason }),
+    }
+}
+
+/// Puts the safe rewrites of `issues`, all of one file, into its text.
+pub fn apply_edits(text: &str, issues: &[&Issue]) -> String {
+    let mut edits: Vec<_> = issues.iter().filter_map(|i| i.edit.as_ref()).collect();
+    edits.sort_by_key(|e| std::cmp::Reverse(e.range.start));
+    edits.dedup_by(|a, b| a.range.end > b.range.start);
+    let mut out = text.to_owned();
+    for edit in edits {
+        out.replace_range(edit.range.clone(), &edit.text);
+    }
+    out
+}

@@ -1,0 +1,378 @@
+//! Rules: one file each, read when the program starts; their shapes are regular expressions over parts of a
+//! file that the syntax tree marks out.
+
+use std::collections::BTreeMap;
+
+use countersign_findings::Severity;
+use regex::Regex;
+use serde::Deserialize;
+
+use crate::issue::Issue;
+use crate::kind::Kind;
+use crate::scope::Scope;
+use crate::source::Context;
+
+mod files {
+    include!(concat!(env!("OUT_DIR"), "/rules.rs"));
+}
+
+/// How sure a rule is of what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confidence {
+    /// Look at it.
+    Low,
+    /// Likely.
+    Medium,
+    /// Nearly always right.
+    High,
+}
+
+impl Confidence {
+    /// In lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Confidence::Low => "low",
+            Confidence::Medium => "medium",
+            Confidence::High => "high",
+        }
+    }
+}
+
+/// A class of flaws: the unit of suppression and of the checklist.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Class {
+    /// `client-verify-disabled` and the like.
+    #[serde(skip)]
+    pub name: String,
+    /// What it means, in one line.
+    pub title: String,
+    /// What an attacker gains.
+    pub why: String,
+    /// The safer form, in general.
+    pub fix: String,
+    /// CWE numbers.
+    pub cwe: Vec<u16>,
+    #[serde(rename = "severity")]
+    severity_name: String,
+    /// Where a rule names no other.
+    #[serde(skip, default = "medium")]
+    pub severity: Severity,
+    /// The letters that name it in the report's checklist.
+    pub short: String,
+    /// The step of a review that it belongs to, 1 to 7.
+    pub step: u8,
+}
+
+fn medium() -> Severity {
+    Severity::Medium
+}
+
+/// One rule.
+#[derive(Debug)]
+pub struct Rule {
+    /// `<class>/<where>-<shape>`.
+    pub id: String,
+    /// Its class.
+    pub class: &'static Class,
+    /// What is wrong, in one line.
+    pub title: String,
+    /// Why it matters here; the class says it in general.
+    pub why: String,
+    /// The safer form in this language.
+    pub fix: String,
+    /// How bad.
+    pub severity: Severity,
+    /// How sure.
+    pub confidence: Confidence,
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) path: Option<Regex>,
+    pub(crate) shapes: Vec<Shape>,
+    /// Code that shows the flaw, and code that only looks like it.
+    pub examples: Vec<Example>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) pattern: Regex,
+    /// Whether what strings hold can match.
+    pub(crate) in_strings: bool,
+    pub(crate) if_: Vec<Condition>,
+    pub(crate) unless: Vec<Condition>,
+    /// Groups of conditions; where all of one hold, nothing is wrong.
+    pub(crate) except: Vec<Vec<Condition>>,
+    pub(crate) severity: Option<Severity>,
+    pub(crate) confidence: Option<Confidence>,
+    pub(crate) message: Option<String>,
+    /// What takes the place of the group `at`.
+    pub(crate) replace: Option<String>,
+    /// Once a file.
+    pub(crate) once: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Condition {
+    pub(crate) scope: Scope,
+    pub(crate) pattern: Pattern,
+}
+
+#[derive(Debug)]
+pub(crate) enum Pattern {
+    Fixed(Regex),
+    /// Holds `{group}`s of the match.
+    Template(String),
+}
+
+/// An example of a rule.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Example {
+    /// A file name; it decides how the code is read.
+    pub file: String,
+    /// Lines at which the rule's class must be found, none for safe code.
+    #[serde(default)]
+    pub flagged: Vec<usize>,
+    /// The code.
+    pub code: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleFile {
+    title: String,
+    #[serde(default)]
+    why: Option<String>,
+    #[serde(default)]
+    fix: Option<String>,
+    #[serde(default)]
+    severity: Option<String>,
+    #[serde(default)]
+    confidence: Option<Confidence>,
+    /// Empty where the check is code: key material, and what many files show together.
+    #[serde(default)]
+    kinds: Vec<String>,
+    #[serde(default)]
+    path: Option<String>,
+    #[serde(default)]
+    shape: Vec<ShapeFile>,
+    #[serde(default)]
+    example: Vec<Example>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShapeFile {
+    #[serde(rename = "match")]
+    pattern: String,
+    #[serde(default)]
+    strings: bool,
+    #[serde(default, rename = "if")]
+    if_: BTreeMap<String, OneOrMany>,
+    #[serde(default)]
+    unless: BTreeMap<String, OneOrMany>,
+    #[serde(default)]
+    except: Vec<BTreeMap<String, OneOrMany>>,
+    #[serde(default)]
+    severity: Option<String>,
+    #[serde(default)]
+    confidence: Option<Confidence>,
+    #[serde(default)]
+    message: Option<String>,
+    #[serde(default)]
+    replace: Option<String>,
+    #[serde(default)]
+    once: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<String> {
+        match self {
+            OneOrMany::One(s) => vec![s],
+            OneOrMany::Many(v) => v,
+        }
+    }
+}
+
+/// Classes and rules.
+#[derive(Debug)]
+pub struct Catalogue {
+    /// In the order of the review's steps.
+    pub classes: Vec<&'static Class>,
+    /// Those that work on text.
+    pub rules: Vec<Rule>,
+}
+
+#[derive(Deserialize)]
+struct ClassesFile {
+    class: BTreeMap<String, Class>,
+    macros: BTreeMap<String, String>,
+}
+
+impl Catalogue {
+    /// Reads the rules that are built in. A mistake in one is an error of this program, found by its tests.
+    pub fn built_in() -> Result<Self, String> {
+        let text = |name: &str| files::FILES.iter().find(|(n, _)| *n == name).map(|(_, t)| *t);
+        let file: ClassesFile = toml::from_str(text("classes.toml").unwrap_or_default())
+            .map_err(|e| format!("classes.toml: {e}"))?;
+        let mut classes: Vec<&'static Class> = Vec::new();
+        for (name, mut class) in file.class {
+            class.severity = severity(&class.severity_name)?;
+            class.name = name;
+            // Read once and kept for as long as the program runs.
+            classes.push(Box::leak(Box::new(class)));
+        }
+        classes.sort_by_key(|c| c.step);
+        let mut rules = Vec::new();
+        for (name, text) in files::FILES.iter().filter(|(n, _)| n.contains('/')) {
+            let id = name.trim_end_matches(".toml");
+            let rule = read(id, text, &classes, &file.macros).map_err(|e| format!("{name}: {e}"))?;
+            rules.push(rule);
+        }
+        Ok(Self { classes, rules })
+    }
+
+    /// A class by its name.
+    pub fn class(&self, name: &str) -> Option<&'static Class> {
+        self.classes.iter().copied().find(|c| c.name == name)
+    }
+}
+
+impl Catalogue {
+    /// A finding of a rule that is not about text alone.
+    pub(crate) fn issue(
+        &self,
+        rule: &str,
+        path: &str,
+        line: usize,
+        evidence: String,
+        message: String,
+    ) -> Option<Issue> {
+        let rule = self.rules.iter().find(|r| r.id == rule)?;
+        let context = Context::of(path);
+        let severity =
+            if context == Context::Production { rule.severity } else { rule.severity.lowered() };
+        Some(Issue {
+            rule: rule.id.clone(),
+            class: rule.class,
+            message,
+            why: rule.why.clone(),
+            fix: rule.fix.clone(),
+            severity,
+            confidence: rule.confidence,
+            path: path.to_owned(),
+            line,
+            column: 1,
+            end_line: line,
+            end_column: 1,
+            evidence,
+            context,
+            related: Vec::new(),
+            edit: None,
+            allowed: None,
+            fingerprint: String::new(),
+        })
+    }
+}
+
+fn severity(name: &str) -> Result<Severity, String> {
+    Severity::parse(name).ok_or_else(|| format!("`{name}` is not a severity"))
+}
+
+fn read(
+    id: &str,
+    text: &str,
+    classes: &[&'static Class],
+    macros: &BTreeMap<String, String>,
+) -> Result<Rule, String> {
+    let file: RuleFile = toml::from_str(text).map_err(|e| e.to_string())?;
+    let class_name = id.split('/').next().unwrap_or_default();
+    let class = classes
+        .iter()
+        .copied()
+        .find(|c| c.name == class_name)
+        .ok_or_else(|| format!("`{class_name}` is not a class"))?;
+    let kinds = file
+        .kinds
+        .iter()
+        .map(|k| Kind::parse(k).ok_or_else(|| format!("`{k}` is not a kind of file")))
+        .collect::<Result<_, _>>()?;
+    let shapes = file
+        .shape
+        .into_iter()
+        .map(|s| shape(s, macros))
+        .collect::<Result<_, _>>()?;
+    Ok(Rule {
+        id: id.to_owned(),
+        class,
+        title: file.title,
+        why: file.why.unwrap_or_else(|| class.why.clone()),
+        fix: file.fix.unwrap_or_else(|| class.fix.clone()),
+        severity: file.severity.as_deref().map_or(Ok(class.severity), severity)?,
+        confidence: file.confidence.unwrap_or(Confidence::High),
+        kinds,
+        path: file.path.map(|p| regex(&p, macros)).transpose()?,
+        shapes,
+        examples: file.example,
+    })
+}
+
+fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, String> {
+    let conditions = |map: BTreeMap<String, OneOrMany>| -> Result<Vec<Condition>, String> {
+        let mut out = Vec::new();
+        for (scope, patterns) in map {
+            let scope =
+                Scope::parse(&scope).ok_or_else(|| format!("`{scope}` is not a part of a file"))?;
+            for text in patterns.into_vec() {
+                let text = expand(&text, macros);
+                let template = text.contains("{var}") || text.contains("{cb}") || text.contains("{key}");
+                let pattern = if template {
+                    let probe = text.replace("{var}", "x").replace("{cb}", "x").replace("{key}", "x");
+                    Regex::new(&flags(&probe)).map_err(|e| e.to_string())?;
+                    Pattern::Template(text)
+                } else {
+                    Pattern::Fixed(Regex::new(&flags(&text)).map_err(|e| e.to_string())?)
+                };
+                out.push(Condition { scope, pattern });
+            }
+        }
+        Ok(out)
+    };
+    Ok(Shape {
+        pattern: regex(&file.pattern, macros)?,
+        in_strings: file.strings,
+        if_: conditions(file.if_)?,
+        unless: conditions(file.unless)?,
+        except: file.except.into_iter().map(conditions).collect::<Result<_, _>>()?,
+        severity: file.severity.as_deref().map(severity).transpose()?,
+        confidence: file.confidence,
+        message: file.message,
+        replace: file.replace,
+        once: file.once,
+    })
+}
+
+/// `^` and `$` are the ends of lines.
+pub(crate) fn flags(pattern: &str) -> String {
+    format!("(?m){pattern}")
+}
+
+fn regex(pattern: &str, macros: &BTreeMap<String, String>) -> Result<Regex, String> {
+    Regex::new(&flags(&expand(pattern, macros))).map_err(|e| e.to_string())
+}
+
+/// Replaces `@name@` by what `classes.toml` says it stands for.
+fn expand(pattern: &str, macros: &BTreeMap<String, String>) -> String {
+    let mut out = pattern.to_owned();
+    for (name, text) in macros {
+        out = out.replace(&format!("@{name}@"), &format!("(?:{text})"));
+    }
+    out
+}

@@ -1,0 +1,79 @@
+//! The parts of a file that a condition of a rule can look at.
+
+use std::ops::Range;
+
+/// A part of a file, seen from a match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// What matched.
+    Match,
+    /// The lines that the match touches.
+    Line,
+    /// Four lines before and after.
+    Around,
+    /// The innermost call around it, arguments included.
+    Call,
+    /// The whole chain of calls and fields that it is part of: `a.b().c()`.
+    Chain,
+    /// The innermost object, struct or map literal, or XML tag.
+    Literal,
+    /// The statement; for configuration its line.
+    Statement,
+    /// The body of the function that is declared at the match, or that the group `cb` names or holds.
+    Body,
+    /// The innermost named function, closures included.
+    Function,
+    /// That function before the match.
+    Before,
+    /// That function after the match.
+    After,
+    /// The innermost class, object or impl; the file without one.
+    Class,
+    /// The innermost block: braces, or the same indentation; for HAProxy its section.
+    Block,
+    /// The document of a file of several, the file without any.
+    Document,
+    /// The keys that lead there, in YAML: `spec.mtls.mode`.
+    Keys,
+    /// Conditions of the branches around it, within its function.
+    Guard,
+    /// The whole file.
+    File,
+    /// The file's path.
+    Path,
+}
+
+impl Scope {
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "match" => Scope::Match,
+            "line" => Scope::Line,
+            "around" => Scope::Around,
+            "call" => Scope::Call,
+            "chain" => Scope::Chain,
+            "literal" => Scope::Literal,
+            "statement" => Scope::Statement,
+            "body" => Scope::Body,
+            "function" => Scope::Function,
+            "before" => Scope::Before,
+            "after" => Scope::After,
+            "class" => Scope::Class,
+            "block" => Scope::Block,
+            "document" => Scope::Document,
+            "keys" => Scope::Keys,
+            "guard" => Scope::Guard,
+            "file" => Scope::File,
+            "path" => Scope::Path,
+            _ => return None,
+        })
+    }
+}
+
+/// The innermost of `ranges` around `at`.
+pub(crate) fn innermost(ranges: &[Range<usize>], at: &Range<usize>) -> Option<Range<usize>> {
+    ranges
+        .iter()
+        .filter(|r| r.start <= at.start && at.end <= r.end)
+        .min_by_key(|r| r.end - r.start)
+        .cloned()
+}

@@ -1,0 +1,240 @@
+//! A file with its views and parts.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use crate::kind::Kind;
+use crate::layout;
+use crate::scope::{Scope, innermost};
+use crate::syntax::{self, Parts};
+
+/// Where a file belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context {
+    /// What runs.
+    Production,
+    /// Tests and their data.
+    Test,
+    /// Examples and documentation.
+    Example,
+}
+
+impl Context {
+    /// In lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Context::Production => "production",
+            Context::Test => "test",
+            Context::Example => "example",
+        }
+    }
+
+    /// By the path: a directory or a suffix that says so.
+    pub(crate) fn of(path: &str) -> Self {
+        let lower = path.to_ascii_lowercase();
+        let mut parts: Vec<&str> = lower.split('/').collect();
+        let name = parts.pop().unwrap_or_default();
+        let stem = name.split('.').next().unwrap_or_default();
+        let test_directory = |d: &&str| {
+            matches!(
+                *d,
+                "test" | "tests" | "testing" | "testdata" | "testutil" | "testutils" | "__tests__"
+                    | "spec" | "specs" | "fixtures" | "e2e" | "mocks" | "androidtest" | "jvmtest"
+            )
+        };
+        let is_test = parts.iter().any(|d| test_directory(d) || d.ends_with(".tests") || d.ends_with("-test"))
+            || stem.ends_with("_test")
+            || stem.starts_with("test_")
+            || stem.ends_with("test") && name.ends_with(".java")
+            || stem.ends_with("tests")
+            || name.contains(".test.")
+            || name.contains(".spec.")
+            || name == "conftest.py";
+        if is_test {
+            return Context::Test;
+        }
+        let example = |d: &&str| {
+            matches!(*d, "example" | "examples" | "sample" | "samples" | "demo" | "demos" | "docs" | "doc" | "tutorials")
+        };
+        if parts.iter().any(|d| example(d)) { Context::Example } else { Context::Production }
+    }
+}
+
+/// A file, read.
+pub(crate) struct Source<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) kind: Kind,
+    pub(crate) raw: &'a str,
+    /// Comments blanked out; as long as `raw`.
+    pub(crate) text: Cow<'a, str>,
+    /// Comments and what strings hold blanked out.
+    pub(crate) code: Cow<'a, str>,
+    pub(crate) parts: Parts,
+    lines: Vec<usize>,
+}
+
+impl<'a> Source<'a> {
+    /// `None` if its grammar gives up on it.
+    pub(crate) fn new(path: &'a str, kind: Kind, raw: &'a str) -> Option<Self> {
+        let lines = std::iter::once(0)
+            .chain(raw.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1))
+            .collect();
+        let (parts, comments) = if kind.language().is_some() {
+            let parts = syntax::parse(kind, raw)?;
+            let comments = parts.comments.clone();
+            (parts, comments)
+        } else {
+            (Parts::default(), layout::comments(kind, raw))
+        };
+        let text = blank(raw, &comments);
+        let code = if parts.strings.is_empty() {
+            text.clone()
+        } else {
+            Cow::Owned(blank(&text, &parts.strings).into_owned())
+        };
+        Some(Self { path, kind, raw, text, code, parts, lines })
+    }
+
+    /// Line and column from 1.
+    pub(crate) fn position(&self, at: usize) -> (usize, usize) {
+        let line = self.lines.partition_point(|l| *l <= at);
+        let start = self.lines[line.saturating_sub(1)];
+        (line, self.raw[start..at.min(self.raw.len())].chars().count() + 1)
+    }
+
+    /// The text of a line, from 1.
+    pub(crate) fn line(&self, number: usize) -> &'a str {
+        self.raw.lines().nth(number.saturating_sub(1)).unwrap_or_default()
+    }
+
+    fn line_range(&self, at: &Range<usize>, around: usize) -> Range<usize> {
+        let first = self.lines.partition_point(|l| *l <= at.start).saturating_sub(1 + around);
+        let last = self.lines.partition_point(|l| *l < at.end.max(at.start + 1)) + around;
+        let end = self.lines.get(last).copied().unwrap_or(self.raw.len());
+        self.lines[first]..end.max(self.lines[first])
+    }
+
+    /// The function around a match; closures belong to the function that they are in.
+    fn function(&self, at: &Range<usize>) -> Option<Range<usize>> {
+        self.parts
+            .functions
+            .iter()
+            .filter(|f| f.range.start <= at.start && at.end <= f.range.end && !f.name.is_empty())
+            .min_by_key(|f| f.range.end - f.range.start)
+            .map(|f| f.range.clone())
+    }
+
+    /// The part of the file that a scope means.
+    pub(crate) fn part(&self, scope: Scope, at: &Range<usize>, callback: Option<Range<usize>>) -> Cow<'_, str> {
+        let whole = 0..self.raw.len();
+        let range = match scope {
+            Scope::Path => return Cow::Borrowed(self.path),
+            Scope::Keys => return Cow::Owned(layout::keys(&self.text, at.start)),
+            Scope::Guard => return Cow::Owned(self.guards(at)),
+            Scope::Match => at.clone(),
+            Scope::Line => self.line_range(at, 0),
+            Scope::Around => self.line_range(at, 4),
+            Scope::Call => innermost(&self.parts.calls, at).unwrap_or_else(|| self.line_range(at, 0)),
+            Scope::Chain => self.chain(at),
+            Scope::Literal => match self.kind {
+                Kind::Xml => layout::tag(&self.text, at),
+                _ => innermost(&self.parts.literals, at)
+                    .unwrap_or_else(|| self.part_of_layout(at).unwrap_or_else(|| self.line_range(at, 0))),
+            },
+            Scope::Statement => {
+                innermost(&self.parts.statements, at).unwrap_or_else(|| self.line_range(at, 0))
+            }
+            Scope::Body => match self.body(at, callback) {
+                Some(range) => range,
+                None => return Cow::Borrowed(""),
+            },
+            Scope::Function => self.function(at).unwrap_or(whole),
+            Scope::Before => self.function(at).unwrap_or(whole).start..at.start,
+            Scope::After => at.end..self.function(at).unwrap_or(whole).end.max(at.end),
+            Scope::Class => innermost(&self.parts.classes, at).unwrap_or(whole),
+            Scope::Block => self.part_of_layout(at).unwrap_or(whole),
+            Scope::Document => layout::document(self.kind, &self.text, at),
+            Scope::File => whole,
+        };
+        Cow::Borrowed(&self.text[range])
+    }
+
+    fn part_of_layout(&self, at: &Range<usize>) -> Option<Range<usize>> {
+        layout::block(self.kind, &self.text, at)
+    }
+
+    /// The outermost chain that reaches the match through calls upon calls, not through arguments.
+    fn chain(&self, at: &Range<usize>) -> Range<usize> {
+        self.parts
+            .chains
+            .iter()
+            .filter(|r| r.start <= at.start && at.end <= r.end)
+            .min_by_key(|r| r.end - r.start)
+            .cloned()
+            .unwrap_or_else(|| self.line_range(at, 0))
+    }
+
+    /// The body of the function that is declared at the match, or that the group `cb` is or names.
+    fn body(&self, at: &Range<usize>, callback: Option<Range<usize>>) -> Option<Range<usize>> {
+        let functions = &self.parts.functions;
+        if let Some(cb) = callback {
+            let here = functions
+                .iter()
+                .filter(|f| f.range.start >= cb.start && f.range.start < cb.end.max(cb.start + 1))
+                .max_by_key(|f| f.range.end - f.range.start);
+            if let Some(f) = here {
+                return Some(f.body..f.range.end);
+            }
+            let name = self.text[cb].rsplit(['.', ':', '>', '&']).next().unwrap_or_default();
+            let name = name.trim().trim_end_matches(['(', ')', ',', ';', '}']);
+            let named = functions.iter().find(|f| f.name == name && !name.is_empty())?;
+            return Some(named.body..named.range.end);
+        }
+        let declared = functions
+            .iter()
+            .filter(|f| f.range.start <= at.start.max(f.range.start) && at.start <= f.body && at.end >= f.range.start)
+            .filter(|f| f.range.start <= at.end && at.start <= f.body)
+            .min_by_key(|f| f.range.end - f.range.start)?;
+        Some(declared.body..declared.range.end)
+    }
+
+    /// Conditions of the branches around a match, within its function, one a line.
+    fn guards(&self, at: &Range<usize>) -> String {
+        let function = self.function(at).unwrap_or(0..self.raw.len());
+        let mut out = String::new();
+        for b in &self.parts.branches {
+            if b.range.start >= function.start
+                && b.range.start <= at.start
+                && at.end <= b.range.end
+                && !(b.condition.start <= at.start && at.end <= b.condition.end)
+            {
+                out.push_str(&self.text[b.condition.clone()]);
+                out.push('\n');
+            }
+        }
+        out
+    }
+
+    /// Whether the match lies in a test that is part of the file.
+    pub(crate) fn in_tests(&self, at: usize) -> bool {
+        self.parts.tests.iter().any(|r| r.contains(&at))
+    }
+}
+
+/// `text` with `ranges` replaced by spaces, line by line and byte by byte as long.
+fn blank<'a>(text: &'a str, ranges: &[Range<usize>]) -> Cow<'a, str> {
+    if ranges.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = text.as_bytes().to_vec();
+    for range in ranges {
+        let end = range.end.min(bytes.len());
+        for b in &mut bytes[range.start.min(end)..end] {
+            if *b != b'\n' {
+                *b = b' ';
+            }
+        }
+    }
+    // Ranges are whole characters, so what is left is text.
+    Cow::Owned(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
