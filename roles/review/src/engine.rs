@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use regex::{Regex, RegexSet, RegexSetBuilder};
 
 use crate::issue::{Edit, Issue};
 use crate::kind::Kind;
 use crate::layout;
-use crate::rule::{Catalogue, Condition, Pattern, Rule, Shape, flags};
+use crate::scope::Scope;
+use crate::rule::{Catalogue, Condition, Lazy, Pattern, Rule, Shape, flags};
 use crate::source::{Context, Source};
 use crate::suppress;
 
@@ -21,33 +23,41 @@ pub(crate) struct Engine<'c> {
 struct Selected {
     /// `(rule, shape)`, in the order of `first`.
     shapes: Vec<(usize, usize)>,
-    /// Every shape's pattern: one pass over the text tells most files to be of no interest.
-    first: RegexSet,
+    /// Every shape's pattern: one pass over the text tells most files to be of no interest. Made when the first
+    /// file of that kind comes.
+    first: OnceLock<Result<RegexSet, String>>,
 }
 
 /// Most matches of one shape that are looked at in one file.
 const MAX_MATCHES: usize = 500;
 
 impl<'c> Engine<'c> {
-    pub(crate) fn new(catalogue: &'c Catalogue) -> Result<Self, String> {
-        let mut lists: HashMap<Kind, Vec<(usize, usize)>> = HashMap::new();
+    pub(crate) fn new(catalogue: &'c Catalogue) -> Self {
+        let mut by_kind: HashMap<Kind, Selected> = HashMap::new();
         for (r, rule) in catalogue.rules.iter().enumerate() {
             for kind in &rule.kinds {
-                let list = lists.entry(*kind).or_default();
-                list.extend((0..rule.shapes.len()).map(|s| (r, s)));
+                let selected = by_kind
+                    .entry(*kind)
+                    .or_insert_with(|| Selected { shapes: Vec::new(), first: OnceLock::new() });
+                selected.shapes.extend((0..rule.shapes.len()).map(|s| (r, s)));
             }
         }
-        let mut by_kind = HashMap::new();
-        for (kind, shapes) in lists {
-            let patterns = shapes.iter().map(|(r, s)| catalogue.rules[*r].shapes[*s].pattern.as_str());
-            let first = RegexSetBuilder::new(patterns)
+        Self { catalogue, by_kind }
+    }
+
+    fn first<'a>(&self, selected: &'a Selected) -> Result<&'a RegexSet, String> {
+        let made = selected.first.get_or_init(|| {
+            let patterns = selected
+                .shapes
+                .iter()
+                .map(|(r, s)| self.catalogue.rules[*r].shapes[*s].pattern.as_str());
+            RegexSetBuilder::new(patterns)
                 .size_limit(64 << 20)
                 .dfa_size_limit(32 << 20)
                 .build()
-                .map_err(|e| e.to_string())?;
-            by_kind.insert(kind, Selected { shapes, first });
-        }
-        Ok(Self { catalogue, by_kind })
+                .map_err(|e| e.to_string())
+        });
+        made.as_ref().map_err(Clone::clone)
     }
 
     /// Every finding in one file. `Err` if its syntax cannot be followed at all.
@@ -70,7 +80,7 @@ impl<'c> Engine<'c> {
 
     fn one(&self, path: &str, kind: Kind, text: &str, today: &str) -> Result<Vec<Issue>, String> {
         let Some(selected) = self.by_kind.get(&kind) else { return Ok(Vec::new()) };
-        let candidates = selected.first.matches(text);
+        let candidates = self.first(selected)?.matches(text);
         if !candidates.matched_any() {
             return Ok(Vec::new());
         }
@@ -79,7 +89,7 @@ impl<'c> Engine<'c> {
         for i in candidates {
             let (r, s) = selected.shapes[i];
             let rule = &self.catalogue.rules[r];
-            if rule.path.as_ref().is_some_and(|p| !p.is_match(path)) {
+            if rule.path.as_ref().and_then(Lazy::get).is_some_and(|p| !p.is_match(path)) {
                 continue;
             }
             shape(rule, &rule.shapes[s], &source, &mut out);
@@ -92,7 +102,8 @@ impl<'c> Engine<'c> {
 
 fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) {
     let view = if shape.in_strings { &source.text } else { &source.code };
-    for found in shape.pattern.captures_iter(view).take(MAX_MATCHES) {
+    let Some(pattern) = shape.pattern.get() else { return };
+    for found in pattern.captures_iter(view).take(MAX_MATCHES) {
         let Some(whole) = found.get(0) else { continue };
         let place = found.name("at").unwrap_or(whole).range();
         // Conditions look from the place that decides.
@@ -106,7 +117,7 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
         let holds = |c: &Condition| {
             let part = source.part(c.scope, &at, callback.clone());
             match &c.pattern {
-                Pattern::Fixed(regex) => regex.is_match(&part),
+                Pattern::Fixed(regex) => regex.get().is_some_and(|r| r.is_match(&part)),
                 Pattern::Template(text) => names.fill(text).is_some_and(|r| r.is_match(&part)),
             }
         };
@@ -115,7 +126,11 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
         {
             continue;
         }
-        out.push(issue(rule, shape, source, &place));
+        let reported = match &shape.place {
+            None => place,
+            Some(c) => names.find(c, source, &at, callback.clone()).unwrap_or(place),
+        };
+        out.push(issue(rule, shape, source, &reported));
         if shape.once {
             return;
         }
@@ -129,6 +144,28 @@ struct Names<'a> {
 }
 
 impl Names<'_> {
+    /// Where in its part of the file the condition's pattern is.
+    fn find(
+        &self,
+        c: &Condition,
+        source: &Source<'_>,
+        at: &Range<usize>,
+        callback: Option<Range<usize>>,
+    ) -> Option<Range<usize>> {
+        let part = source.range(c.scope, at, callback)?;
+        let filled;
+        let regex = match &c.pattern {
+            Pattern::Fixed(regex) => regex.get()?,
+            Pattern::Template(text) => {
+                filled = self.fill(text)?;
+                &filled
+            }
+        };
+        let mut all = regex.find_iter(source.text.get(part.clone())?);
+        let found = if c.scope == Scope::Before { all.last() } else { all.next() }?;
+        Some(part.start + found.start()..part.start + found.end())
+    }
+
     fn fill(&self, template: &str) -> Option<Regex> {
         let mut out = template.to_owned();
         for (name, value) in [("{var}", self.var), ("{cb}", self.cb), ("{key}", self.key)] {
@@ -183,7 +220,7 @@ fn issue(rule: &Rule, shape: &Shape, source: &Source<'_>, place: &Range<usize>) 
 
 /// Whether only development gets here; a guard that names production keeps its severity.
 fn guarded_by_environment(source: &Source<'_>, place: &Range<usize>) -> bool {
-    let guards = source.part(crate::scope::Scope::Guard, place, None).to_ascii_lowercase();
+    let guards = source.part(Scope::Guard, place, None).to_ascii_lowercase();
     let development = ["isdevelopment", "is_development", "isdev", "is_dev", "debug", "development", "\"dev\"", "'dev'"];
     let inverted = ["!env.isdevelopment", "not settings.debug", "!debug", "not debug", "production"];
     development.iter().any(|d| guards.contains(d)) && !inverted.iter().any(|d| guards.contains(d))

@@ -96,6 +96,9 @@ impl Kind {
         let lower = name.to_ascii_lowercase();
         let (stem, extension) = lower.rsplit_once('.').unwrap_or((&lower, ""));
         let by_text = || configuration(text);
+        if lower.contains("dockerfile") && !matches!(extension, "md" | "txt" | "go" | "py" | "js" | "ts" | "rs" | "yaml" | "yml") {
+            return Some(Kind::Dockerfile);
+        }
         Some(match extension {
             "go" => Kind::Go,
             "py" | "pyw" | "pyi" => Kind::Python,
@@ -121,6 +124,7 @@ impl Kind {
             "sh" | "bash" | "zsh" | "ksh" => Kind::Shell,
             "service" | "socket" | "timer" => Kind::Systemd,
             "dockerfile" | "containerfile" => Kind::Dockerfile,
+            _ if lower.contains("dockerfile") => Kind::Dockerfile,
             "caddyfile" | "caddyfiletest" => Kind::Caddy,
             "conf" | "cfg" | "vhost" | "htaccess" | "nginx" | "apache" => {
                 return by_text().or(match lower.as_str() {
@@ -130,10 +134,8 @@ impl Kind {
                     _ => Some(Kind::Properties),
                 });
             }
-            _ if lower.starts_with("dockerfile") || lower.starts_with("containerfile") => {
-                Kind::Dockerfile
-            }
-            _ if lower.starts_with("caddyfile") => Kind::Caddy,
+            _ if lower.contains("dockerfile") || lower.contains("containerfile") => Kind::Dockerfile,
+            _ if lower.contains("caddyfile") => Kind::Caddy,
             _ if lower.starts_with(".env") => Kind::Properties,
             _ if matches!(lower.as_str(), "gemfile" | "rakefile" | "puma.rb") => Kind::Ruby,
             _ if lower.contains("haproxy") => Kind::HaProxy,

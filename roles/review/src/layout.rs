@@ -8,7 +8,7 @@ use crate::kind::Kind;
 /// Comments.
 pub(crate) fn comments(kind: Kind, text: &str) -> Vec<Range<usize>> {
     match kind {
-        Kind::Json => slashes(text),
+        Kind::Json => json_comments(text),
         Kind::Xml => between(text, "<!--", "-->"),
         Kind::Terraform => {
             let mut out = hashes(text, kind);
@@ -48,6 +48,35 @@ fn hashes(text: &str, kind: Kind) -> Vec<Range<usize>> {
             }
         }
         start += line.len();
+    }
+    out
+}
+
+/// `//` and `/* */` outside of strings, as JSON with comments has them.
+fn json_comments(text: &str) -> Vec<Range<usize>> {
+    let bytes = text.as_bytes();
+    let mut out = Vec::new();
+    let mut i = 0;
+    let mut in_string = false;
+    while i < bytes.len() {
+        match (in_string, bytes[i]) {
+            (true, b'\\') => i += 1,
+            (_, b'"') => in_string = !in_string,
+            // A string ends with its line, whatever was forgotten.
+            (true, b'\n') => in_string = false,
+            (false, b'/') if bytes.get(i + 1) == Some(&b'/') => {
+                let end = text[i..].find('\n').map_or(text.len(), |n| i + n);
+                out.push(i..end);
+                i = end;
+            }
+            (false, b'/') if bytes.get(i + 1) == Some(&b'*') => {
+                let end = text[i..].find("*/").map_or(text.len(), |n| i + n + 2);
+                out.push(i..end);
+                i = end;
+            }
+            _ => {}
+        }
+        i += 1;
     }
     out
 }

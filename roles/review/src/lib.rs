@@ -20,6 +20,6 @@ mod walk;
 
 pub use issue::{Allowed, Edit, Issue, Related};
 pub use kind::Kind;
-pub use review::{Options, Report, Unreadable, apply_edits, review, review_text};
+pub use review::{Options, Report, Reviewer, Unreadable, apply_edits, review};
 pub use rule::{Catalogue, Class, Confidence, Example, Rule};
 pub use source::Context;

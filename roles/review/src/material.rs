@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use countersign_findings::Severity;
 use countersign_identity::UnixTime;
-use countersign_x509::{CertInfo, pem};
+use countersign_x509::CertInfo;
 use regex::Regex;
 
 use crate::issue::Issue;
@@ -18,7 +18,12 @@ const DAY: u64 = 86_400;
 
 /// Where a private key in PEM begins: whole, in a string with escaped line ends, or indented.
 static KEY: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"-----BEGIN ((?:RSA |EC |DSA |OPENSSH |ENCRYPTED )?PRIVATE KEY)-----([^-]{0,20000})-----END").ok()
+    Regex::new(r"-----BEGIN ((?:RSA |EC |DSA |OPENSSH |ENCRYPTED )?PRIVATE KEY)-----([^-]*)-----END").ok()
+});
+
+/// A certificate in PEM, as above.
+static CERTIFICATE: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"-----BEGIN (?:TRUSTED )?CERTIFICATE-----([^-]*)-----END").ok()
 });
 
 /// Base64 of `-----BEGIN `, as Secrets hold it.
@@ -34,8 +39,20 @@ pub(crate) fn is_interesting(path: &str) -> bool {
 }
 
 /// Private keys in text.
-pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str) -> Vec<Issue> {
+pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str, now: UnixTime) -> Vec<Issue> {
     let mut out = Vec::new();
+    if text.contains("BEGIN CERTIFICATE-----")
+        && let Some(regex) = &*CERTIFICATE
+    {
+        for found in regex.captures_iter(text).take(1000) {
+            let (Some(whole), Some(body)) = (found.get(0), found.get(1)) else { continue };
+            let base64 = base64_of(body.as_str());
+            let der = STANDARD_NO_PAD.decode(base64.trim_end_matches('='));
+            if let Ok(cert) = CertInfo::parse(&der.unwrap_or_default()) {
+                out.extend(certificate(catalogue, path, line_of(text, whole.start()), &cert, now));
+            }
+        }
+    }
     if text.contains("PRIVATE KEY-----")
         && let Some(regex) = &*KEY
     {
@@ -87,16 +104,20 @@ fn name_of(label: &str, encrypted: bool) -> String {
     if encrypted && !label.starts_with("encrypted") { format!("encrypted {label}") } else { label }
 }
 
-/// Whether it is base64 of something as long and as varied as a key; a placeholder is not.
-fn is_key_body(body: &str) -> bool {
+/// The base64 in a block of PEM, whether it stands in lines, in strings or indented.
+fn base64_of(body: &str) -> String {
     let mut text = body.replace("\\n", "").replace("\\r", "").replace("\\t", "");
     // RFC 1421 headers of encrypted keys.
     text = text.lines().filter(|l| !l.contains(": ")).collect();
+    text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')).collect()
+}
+
+/// Whether it is base64 of something as long and as varied as a key; a placeholder is not.
+fn is_key_body(body: &str) -> bool {
     if body.contains("...") || body.contains('<') || body.contains("{{") || body.contains('$') {
         return false;
     }
-    let base64: String =
-        text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')).collect();
+    let base64 = base64_of(body);
     let distinct: std::collections::HashSet<char> = base64.chars().collect();
     base64.len() >= 60
         && distinct.len() >= 20
@@ -129,15 +150,7 @@ pub(crate) fn in_file(catalogue: &Catalogue, path: &str, bytes: &[u8], now: Unix
                 out.extend(make(catalogue, "key-material-committed/pem", path, "", 0, what));
             }
         }
-        _ => {
-            if let Ok(blocks) = pem::parse(bytes) {
-                for block in blocks.iter().filter(|b| b.label.ends_with("CERTIFICATE")) {
-                    if let Ok(cert) = CertInfo::parse(&block.der) {
-                        out.extend(certificate(catalogue, path, block.line, &cert, now));
-                    }
-                }
-            }
-        }
+        _ => {}
     }
     out
 }
@@ -303,11 +316,11 @@ mod tests {
         let catalogue = Catalogue::built_in().unwrap();
         let body: String = (0..8).map(|i| format!("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC{i}KcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n")).collect();
         let key = format!("-----BEGIN PRIVATE KEY-----\n{body}-----END PRIVATE KEY-----\n");
-        assert_eq!(in_text(&catalogue, "a.pem", &key).len(), 1);
+        assert_eq!(in_text(&catalogue, "a.pem", &key, UnixTime::default()).len(), 1);
         let escaped = format!("key = \"{}\"", key.replace('\n', "\\n"));
-        assert_eq!(in_text(&catalogue, "a.js", &escaped).len(), 1);
+        assert_eq!(in_text(&catalogue, "a.js", &escaped, UnixTime::default()).len(), 1);
         let secret = format!("kind: Secret\ndata:\n  tls.key: {}\n", STANDARD.encode(&key));
-        let found = in_text(&catalogue, "s.yaml", &secret);
+        let found = in_text(&catalogue, "s.yaml", &secret, UnixTime::default());
         assert_eq!(found[0].rule, "key-material-committed/k8s-secret");
         assert!(!found[0].evidence.contains("MIIE") && found[0].evidence.len() < 40, "{:?}", found[0].evidence);
         for placeholder in [
@@ -316,7 +329,7 @@ mod tests {
             "-----BEGIN PRIVATE KEY-----\n{{ .Values.key }}\n-----END PRIVATE KEY-----",
             "if strings.Contains(s, \"-----BEGIN PRIVATE KEY-----\") {",
         ] {
-            assert!(in_text(&catalogue, "a.pem", placeholder).is_empty(), "{placeholder}");
+            assert!(in_text(&catalogue, "a.pem", placeholder, UnixTime::default()).is_empty(), "{placeholder}");
         }
     }
 }

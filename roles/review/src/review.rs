@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use countersign_findings::{Code, Finding};
+use countersign_findings::Finding;
 use countersign_identity::UnixTime;
 use countersign_keys::read_bounded;
 
@@ -59,7 +59,7 @@ pub fn review(
     options: &Options,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, Finding> {
-    let engine = Engine::new(catalogue).map_err(|e| Finding::new(Code::InternalError, e))?;
+    let engine = Engine::new(catalogue);
     let paths = files(&options.paths, options.everything)?;
     let next = AtomicUsize::new(0);
     let merged = Mutex::new((Report::default(), Project::default()));
@@ -97,20 +97,33 @@ pub fn review(
     Ok(report)
 }
 
-/// Reviews one text as if it were in a file of that name.
-pub fn review_text(
-    catalogue: &Catalogue,
-    path: &str,
-    text: &str,
-    today: &str,
-) -> Result<Vec<Issue>, String> {
-    let engine = Engine::new(catalogue)?;
-    let mut issues = match Kind::of(path, text) {
-        Some(kind) => engine.review(path, kind, text, today)?,
-        None => Vec::new(),
-    };
-    issues.extend(material::in_text(catalogue, path, text));
-    Ok(issues)
+/// Reviews single texts.
+pub struct Reviewer<'c> {
+    catalogue: &'c Catalogue,
+    engine: Engine<'c>,
+}
+
+impl<'c> Reviewer<'c> {
+    /// With these rules.
+    pub fn new(catalogue: &'c Catalogue) -> Self {
+        Self { catalogue, engine: Engine::new(catalogue) }
+    }
+
+    /// Reviews one text as if it were in a file of that name. `today` is `YYYY-MM-DD`.
+    pub fn text(
+        &self,
+        path: &str,
+        text: &str,
+        now: UnixTime,
+        today: &str,
+    ) -> Result<Vec<Issue>, String> {
+        let mut issues = match Kind::of(path, text) {
+            Some(kind) => self.engine.review(path, kind, text, today)?,
+            None => Vec::new(),
+        };
+        issues.extend(material::in_text(self.catalogue, path, text, now));
+        Ok(issues)
+    }
 }
 
 fn one(
@@ -154,7 +167,7 @@ fn one(
     };
     report.files += 1;
     report.lines += text.lines().count();
-    report.issues.extend(material::in_text(catalogue, &name, &text));
+    report.issues.extend(material::in_text(catalogue, &name, &text, options.now));
     let Some(kind) = Kind::of(&name, &text) else { return };
     project.look(&name, kind, &text);
     match engine.review(&name, kind, &text, &options.today) {

@@ -2,6 +2,7 @@
 //! file that the syntax tree marks out.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use countersign_findings::Severity;
 use regex::Regex;
@@ -87,15 +88,37 @@ pub struct Rule {
     /// How sure.
     pub confidence: Confidence,
     pub(crate) kinds: Vec<Kind>,
-    pub(crate) path: Option<Regex>,
+    pub(crate) path: Option<Lazy>,
     pub(crate) shapes: Vec<Shape>,
     /// Code that shows the flaw, and code that only looks like it.
     pub examples: Vec<Example>,
 }
 
+/// A regular expression that is compiled when it is needed first: a run looks at few kinds of files.
+#[derive(Debug)]
+pub(crate) struct Lazy {
+    text: String,
+    compiled: OnceLock<Option<Regex>>,
+}
+
+impl Lazy {
+    fn new(text: String) -> Self {
+        Self { text, compiled: OnceLock::new() }
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// `None` for what is no regular expression, which [`Catalogue::check`] finds.
+    pub(crate) fn get(&self) -> Option<&Regex> {
+        self.compiled.get_or_init(|| Regex::new(&self.text).ok()).as_ref()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shape {
-    pub(crate) pattern: Regex,
+    pub(crate) pattern: Lazy,
     /// Whether what strings hold can match.
     pub(crate) in_strings: bool,
     pub(crate) if_: Vec<Condition>,
@@ -109,6 +132,9 @@ pub(crate) struct Shape {
     pub(crate) replace: Option<String>,
     /// Once a file.
     pub(crate) once: bool,
+    /// Where to report instead of at the match: the first place in a part of the file that fits, before the
+    /// match the last one.
+    pub(crate) place: Option<Condition>,
 }
 
 #[derive(Debug)]
@@ -119,7 +145,7 @@ pub(crate) struct Condition {
 
 #[derive(Debug)]
 pub(crate) enum Pattern {
-    Fixed(Regex),
+    Fixed(Lazy),
     /// Holds `{group}`s of the match.
     Template(String),
 }
@@ -183,6 +209,8 @@ struct ShapeFile {
     replace: Option<String>,
     #[serde(default)]
     once: bool,
+    #[serde(default)]
+    place: BTreeMap<String, OneOrMany>,
 }
 
 #[derive(Deserialize)]
@@ -237,6 +265,26 @@ impl Catalogue {
             rules.push(rule);
         }
         Ok(Self { classes, rules })
+    }
+
+    /// Compiles every regular expression. They are part of this program, so a bad one is found by its tests.
+    pub fn check(&self) -> Result<(), String> {
+        for rule in &self.rules {
+            let shapes = rule.shapes.iter();
+            let conditions = shapes.clone().flat_map(|s| {
+                s.if_.iter().chain(&s.unless).chain(s.except.iter().flatten()).chain(&s.place)
+            });
+            let texts = conditions.map(|c| match &c.pattern {
+                Pattern::Fixed(lazy) => lazy.text.clone(),
+                Pattern::Template(text) => {
+                    flags(&text.replace("{var}", "x").replace("{cb}", "x").replace("{key}", "x"))
+                }
+            });
+            for text in texts.chain(shapes.map(|s| s.pattern.text.clone())) {
+                Regex::new(&text).map_err(|e| format!("{}: {e}", rule.id))?;
+            }
+        }
+        Ok(())
     }
 
     /// A class by its name.
@@ -318,7 +366,7 @@ fn read(
         severity: file.severity.as_deref().map_or(Ok(class.severity), severity)?,
         confidence: file.confidence.unwrap_or(Confidence::High),
         kinds,
-        path: file.path.map(|p| regex(&p, macros)).transpose()?,
+        path: file.path.map(|p| regex(&p, macros)),
         shapes,
         examples: file.example,
     })
@@ -334,11 +382,9 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
                 let text = expand(&text, macros);
                 let template = text.contains("{var}") || text.contains("{cb}") || text.contains("{key}");
                 let pattern = if template {
-                    let probe = text.replace("{var}", "x").replace("{cb}", "x").replace("{key}", "x");
-                    Regex::new(&flags(&probe)).map_err(|e| e.to_string())?;
                     Pattern::Template(text)
                 } else {
-                    Pattern::Fixed(Regex::new(&flags(&text)).map_err(|e| e.to_string())?)
+                    Pattern::Fixed(Lazy::new(flags(&text)))
                 };
                 out.push(Condition { scope, pattern });
             }
@@ -346,7 +392,7 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
         Ok(out)
     };
     Ok(Shape {
-        pattern: regex(&file.pattern, macros)?,
+        pattern: regex(&file.pattern, macros),
         in_strings: file.strings,
         if_: conditions(file.if_)?,
         unless: conditions(file.unless)?,
@@ -356,6 +402,7 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
         message: file.message,
         replace: file.replace,
         once: file.once,
+        place: conditions(file.place)?.pop(),
     })
 }
 
@@ -364,8 +411,8 @@ pub(crate) fn flags(pattern: &str) -> String {
     format!("(?m){pattern}")
 }
 
-fn regex(pattern: &str, macros: &BTreeMap<String, String>) -> Result<Regex, String> {
-    Regex::new(&flags(&expand(pattern, macros))).map_err(|e| e.to_string())
+fn regex(pattern: &str, macros: &BTreeMap<String, String>) -> Lazy {
+    Lazy::new(flags(&expand(pattern, macros)))
 }
 
 /// Replaces `@name@` by what `classes.toml` says it stands for.

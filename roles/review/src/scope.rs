@@ -23,6 +23,8 @@ pub(crate) enum Scope {
     Body,
     /// The innermost named function, closures included.
     Function,
+    /// The innermost function or closure.
+    Closure,
     /// That function before the match.
     Before,
     /// That function after the match.
@@ -55,6 +57,7 @@ impl Scope {
             "statement" => Scope::Statement,
             "body" => Scope::Body,
             "function" => Scope::Function,
+            "closure" => Scope::Closure,
             "before" => Scope::Before,
             "after" => Scope::After,
             "class" => Scope::Class,

@@ -107,6 +107,15 @@ impl<'a> Source<'a> {
         self.raw.lines().nth(number.saturating_sub(1)).unwrap_or_default()
     }
 
+    /// Whether two lines belong to the same document.
+    pub(crate) fn same_document(&self, a: usize, b: usize) -> bool {
+        let start = |line: usize| {
+            let at = self.lines.get(line.saturating_sub(1)).copied().unwrap_or(0);
+            layout::document(self.kind, &self.text, &(at..at)).start
+        };
+        start(a) == start(b)
+    }
+
     fn line_range(&self, at: &Range<usize>, around: usize) -> Range<usize> {
         let first = self.lines.partition_point(|l| *l <= at.start).saturating_sub(1 + around);
         let last = self.lines.partition_point(|l| *l < at.end.max(at.start + 1)) + around;
@@ -124,13 +133,33 @@ impl<'a> Source<'a> {
             .map(|f| f.range.clone())
     }
 
-    /// The part of the file that a scope means.
+    fn closure(&self, at: &Range<usize>) -> Option<Range<usize>> {
+        self.parts
+            .functions
+            .iter()
+            .filter(|f| f.range.start <= at.start && at.end <= f.range.end)
+            .min_by_key(|f| f.range.end - f.range.start)
+            .map(|f| f.range.clone())
+    }
+
+    /// The text of the part of the file that a scope means; empty if there is none.
     pub(crate) fn part(&self, scope: Scope, at: &Range<usize>, callback: Option<Range<usize>>) -> Cow<'_, str> {
+        match scope {
+            Scope::Path => Cow::Borrowed(self.path),
+            Scope::Keys => Cow::Owned(layout::keys(&self.text, at.start)),
+            Scope::Guard => Cow::Owned(self.guards(at)),
+            _ => {
+                let range = self.range(scope, at, callback);
+                Cow::Borrowed(range.and_then(|r| self.text.get(r)).unwrap_or_default())
+            }
+        }
+    }
+
+    /// The part of the file that a scope means, if it is one piece of it.
+    pub(crate) fn range(&self, scope: Scope, at: &Range<usize>, callback: Option<Range<usize>>) -> Option<Range<usize>> {
         let whole = 0..self.raw.len();
-        let range = match scope {
-            Scope::Path => return Cow::Borrowed(self.path),
-            Scope::Keys => return Cow::Owned(layout::keys(&self.text, at.start)),
-            Scope::Guard => return Cow::Owned(self.guards(at)),
+        Some(match scope {
+            Scope::Path | Scope::Keys | Scope::Guard => return None,
             Scope::Match => at.clone(),
             Scope::Line => self.line_range(at, 0),
             Scope::Around => self.line_range(at, 4),
@@ -144,19 +173,16 @@ impl<'a> Source<'a> {
             Scope::Statement => {
                 innermost(&self.parts.statements, at).unwrap_or_else(|| self.line_range(at, 0))
             }
-            Scope::Body => match self.body(at, callback) {
-                Some(range) => range,
-                None => return Cow::Borrowed(""),
-            },
+            Scope::Body => self.body(at, callback)?,
             Scope::Function => self.function(at).unwrap_or(whole),
+            Scope::Closure => self.closure(at).unwrap_or(whole),
             Scope::Before => self.function(at).unwrap_or(whole).start..at.start,
             Scope::After => at.end..self.function(at).unwrap_or(whole).end.max(at.end),
             Scope::Class => innermost(&self.parts.classes, at).unwrap_or(whole),
             Scope::Block => self.part_of_layout(at).unwrap_or(whole),
             Scope::Document => layout::document(self.kind, &self.text, at),
             Scope::File => whole,
-        };
-        Cow::Borrowed(&self.text[range])
+        })
     }
 
     fn part_of_layout(&self, at: &Range<usize>) -> Option<Range<usize>> {

@@ -53,7 +53,9 @@ pub(crate) fn apply(source: &Source<'_>, issues: &mut [Issue], today: &str) {
     }
     for issue in issues {
         let covers = |e: &&Exception| {
-            let near = e.line == issue.line || e.line + 1 == issue.line || is_annotation(source, e.line);
+            let near = e.line == issue.line
+                || e.line + 1 == issue.line
+                || is_annotation(source, e.line) && source.same_document(e.line, issue.line);
             near && (e.what == issue.class.name || e.what == issue.rule)
         };
         let Some(e) = all.iter().find(covers) else { continue };
@@ -70,7 +72,7 @@ pub(crate) fn apply(source: &Source<'_>, issues: &mut [Issue], today: &str) {
     }
 }
 
-/// An annotation covers its document, wherever it stands.
+/// An annotation covers its document.
 fn is_annotation(source: &Source<'_>, line: usize) -> bool {
     source.line(line).contains("countersign.dev/allow")
 }

@@ -303,6 +303,8 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
             | "match_arm"
             | "case_clause"
             | "when"
+            | "switch_block_statement_group"
+            | "switch_rule"
     );
     if !is_branch {
         return None;

@@ -1,0 +1,148 @@
+//! Every rule finds what it says it finds, and leaves alone what only looks like it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::LazyLock;
+
+use countersign_identity::UnixTime;
+use countersign_review::{Catalogue, Issue, Reviewer};
+
+const TODAY: &str = "2026-11-22";
+
+static CATALOGUE: LazyLock<Catalogue> = LazyLock::new(|| Catalogue::built_in().unwrap());
+static REVIEWER: LazyLock<Reviewer<'static>> = LazyLock::new(|| Reviewer::new(&CATALOGUE));
+
+fn review(file: &str, code: &str) -> Vec<Issue> {
+    REVIEWER.text(file, code, UnixTime::default(), TODAY).unwrap()
+}
+
+#[test]
+fn every_example_of_every_rule_is_judged_as_it_says() {
+    let mut wrong = Vec::new();
+    for rule in &CATALOGUE.rules {
+        for (n, example) in rule.examples.iter().enumerate() {
+            let code = example.code.trim_start_matches('\n');
+            let issues = review(&example.file, code);
+            let mut lines: Vec<usize> = issues
+                .iter()
+                .filter(|i| i.class.name == rule.class.name)
+                .map(|i| i.line)
+                .collect();
+            lines.sort_unstable();
+            if lines != example.flagged {
+                let all: Vec<String> =
+                    issues.iter().map(|i| format!("{}:{}", i.rule, i.line)).collect();
+                wrong.push(format!(
+                    "{} example {n} ({}): expected {:?}, found {lines:?}, all {all:?}",
+                    rule.id, example.file, example.flagged
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn every_pattern_is_a_regular_expression() {
+    CATALOGUE.check().unwrap();
+}
+
+#[test]
+fn every_rule_on_text_has_an_example_of_both_kinds() {
+    let by_code = [
+        "key-material-committed/pem",
+        "key-material-committed/pkcs12",
+        "key-material-committed/jks",
+        "key-material-committed/k8s-secret",
+        "long-lived-cert/cert",
+        "long-lived-cert/expired",
+        "weak-cert/cert",
+        "mesh-permissive/istio-no-strict-default",
+        "identity-binding-absent/shared-identity",
+    ];
+    for rule in CATALOGUE.rules.iter().filter(|r| !by_code.contains(&r.id.as_str())) {
+        assert!(rule.examples.iter().any(|e| !e.flagged.is_empty()), "{}: no flaw", rule.id);
+        assert!(rule.examples.iter().any(|e| e.flagged.is_empty()), "{}: nothing safe", rule.id);
+        assert!(!rule.title.ends_with('.') && !rule.fix.is_empty(), "{}", rule.id);
+    }
+    assert!(CATALOGUE.rules.len() > 100, "{}", CATALOGUE.rules.len());
+    assert_eq!(CATALOGUE.classes.len(), 13);
+}
+
+/// Comments and strings are not code, in any language.
+#[test]
+fn what_is_only_written_about_is_not_found() {
+    for (file, text) in [
+        ("a.go", "package a\n/* InsecureSkipVerify: true */\nvar s = \"InsecureSkipVerify: true\"\nvar r = `InsecureSkipVerify: true`\n"),
+        ("a.py", "\"\"\"requests.get(u, verify=False)\"\"\"\n# requests.get(u, verify=False)\ns = 'requests.get(u, verify=False)'\n"),
+        ("A.java", "class A { // .usePlaintext()\n String s = \".usePlaintext()\"; }\n"),
+        ("a.kt", "// .usePlaintext()\nval s = \".usePlaintext()\"\n"),
+        ("A.cs", "class A { /* DangerousAcceptAnyServerCertificateValidator */ string s = \"DangerousAcceptAnyServerCertificateValidator\"; }\n"),
+        ("a.ts", "// rejectUnauthorized: false\nconst s = 'rejectUnauthorized: false'; const t = `rejectUnauthorized: false`;\n"),
+        ("a.rs", "// danger_accept_invalid_certs(true)\nconst S: &str = r#\"danger_accept_invalid_certs(true)\"#;\n"),
+        ("a.c", "/* CURLOPT_SSL_VERIFYPEER, 0 */\nconst char *s = \"CURLOPT_SSL_VERIFYPEER, 0\";\n"),
+        ("a.rb", "# OpenSSL::SSL::VERIFY_NONE\ns = 'OpenSSL::SSL::VERIFY_NONE'\n"),
+        ("a.php", "<?php\n// CURLOPT_SSL_VERIFYPEER, false\n$s = 'CURLOPT_SSL_VERIFYPEER, false';\n"),
+        ("a.yaml", "# insecure_skip_verify: true\na: b # insecureSkipVerify: true\n"),
+        ("nginx.conf", "server {\n # ssl_verify_client optional;\n}\n"),
+        ("server.xml", "<Server><!-- clientAuth=\"want\" --></Server>\n"),
+        ("README.md", "InsecureSkipVerify: true\n"),
+    ] {
+        let found: Vec<String> =
+            review(file, text).iter().map(|i| format!("{}:{}", i.rule, i.line)).collect();
+        assert!(found.is_empty(), "{file}: {found:?}");
+    }
+}
+
+#[test]
+fn an_exception_needs_a_reason_and_ends_on_its_day() {
+    let with = |comment: &str| {
+        let code = format!("package a\nvar c = tls.Config{{\n\t// {comment}\n\tInsecureSkipVerify: true,\n}}\n");
+        review("a.go", &code).remove(0)
+    };
+    let allowed = with("countersign:allow client-verify-disabled until=2026-11-22 reason=lab only");
+    assert_eq!(allowed.allowed.unwrap().reason, "lab only");
+    let by_rule = with("countersign:allow client-verify-disabled/go-skip-verify reason=lab only");
+    assert!(by_rule.allowed.is_some());
+    for (comment, part) in [
+        ("countersign:allow client-verify-disabled until=2026-11-21 reason=lab", "expired-exception"),
+        ("countersign:allow client-verify-disabled until=2026-11-30", "without reason="),
+        ("countersign:allow client-verify-disabled until=soon reason=lab", "YYYY-MM-DD"),
+    ] {
+        let issue = with(comment);
+        assert!(issue.allowed.is_none() && issue.message.contains(part), "{comment}: {}", issue.message);
+    }
+    let other = with("countersign:allow weak-cert reason=lab only");
+    assert!(other.allowed.is_none() && !other.message.contains("exception"));
+}
+
+#[test]
+fn files_in_files_are_read_at_their_lines() {
+    let config_map = "kind: ConfigMap\ndata:\n  nginx.conf: |\n    server {\n      listen 443 ssl;\n      ssl_verify_client optional;\n    }\n";
+    let found = review("cm.yaml", config_map);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!((found[0].rule.as_str(), found[0].line), ("server-client-auth-optional/nginx-optional", 6));
+}
+
+#[test]
+fn templates_are_read_as_far_as_they_go() {
+    let helm = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  name: {{ include \"x.name\" . }}\nspec:\n  mtls:\n    {{- if .Values.legacy }}\n    mode: PERMISSIVE\n    {{- end }}\n";
+    let found = review("templates/peer.yaml", helm);
+    assert_eq!((found[0].rule.as_str(), found[0].line), ("mesh-permissive/istio-permissive", 8));
+}
+
+#[test]
+fn context_lowers_and_is_told() {
+    let code = "package a\nvar c = tls.Config{InsecureSkipVerify: true}\n";
+    let severity = |file: &str| {
+        let i = review(file, code).remove(0);
+        (i.severity.as_str(), i.context.as_str())
+    };
+    assert_eq!(severity("client.go"), ("critical", "production"));
+    assert_eq!(severity("client_test.go"), ("high", "test"));
+    assert_eq!(severity("examples/client.go"), ("high", "example"));
+    let inline = "fn f() {}\n#[cfg(test)]\nmod tests {\n    fn c() { b().danger_accept_invalid_certs(true); }\n}\n";
+    assert_eq!(review("lib.rs", inline)[0].context.as_str(), "test");
+    let guarded = "class C:\n    def f(self):\n        if settings.DEBUG:\n            requests.get(u, verify=False)\n";
+    assert_eq!(review("c.py", guarded)[0].severity.as_str(), "high");
+}
