@@ -6,6 +6,7 @@
 #[path = "../e2e/kit.rs"]
 mod kit;
 mod policy;
+mod review;
 
 use kit::{Home, Running, free_port};
 

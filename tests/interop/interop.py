@@ -58,6 +58,7 @@ class App(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        # countersign:allow header-identity reason=shows the header to the test, decides nothing
         body = self.headers.get("X-Forwarded-Client-Cert", "none").encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -74,6 +74,8 @@ impl<'c> Engine<'c> {
                     out.push(issue);
                 }
             }
+            // Much of what is in an inner file is found in the outer one too.
+            settle(&mut out);
         }
         Ok(out)
     }

@@ -96,7 +96,12 @@ impl Kind {
         let lower = name.to_ascii_lowercase();
         let (stem, extension) = lower.rsplit_once('.').unwrap_or((&lower, ""));
         let by_text = || configuration(text);
-        if lower.contains("dockerfile") && !matches!(extension, "md" | "txt" | "go" | "py" | "js" | "ts" | "rs" | "yaml" | "yml") {
+        // `api.Dockerfile`, `Dockerfile.nginx`, but not `dockerfile_test.go`.
+        const OTHERS: [&str; 18] = [
+            "go", "py", "js", "ts", "rs", "java", "kt", "cs", "rb", "php", "c", "h", "cpp", "yaml", "yml",
+            "json", "toml", "md",
+        ];
+        if lower.contains("dockerfile") && !OTHERS.contains(&extension) {
             return Some(Kind::Dockerfile);
         }
         Some(match extension {

@@ -9,6 +9,13 @@ use crate::kind::Kind;
 pub(crate) fn comments(kind: Kind, text: &str) -> Vec<Range<usize>> {
     match kind {
         Kind::Json => json_comments(text),
+        Kind::Toml => {
+            // What stands in strings of several lines is some other file, and no setting of this one.
+            let mut out = between(text, "\'\'\'", "\'\'\'");
+            out.extend(between(text, "\"\"\"", "\"\"\""));
+            out.extend(hashes(text, kind));
+            out
+        }
         Kind::Xml => between(text, "<!--", "-->"),
         Kind::Terraform => {
             let mut out = hashes(text, kind);
@@ -98,7 +105,8 @@ fn between(text: &str, open: &str, close: &str) -> Vec<Range<usize>> {
     let mut at = 0;
     while let Some(i) = text[at..].find(open) {
         let from = at + i;
-        let to = text[from..].find(close).map_or(text.len(), |j| from + j + close.len());
+        let inner = from + open.len();
+        let to = text[inner..].find(close).map_or(text.len(), |j| inner + j + close.len());
         out.push(from..to);
         at = to;
     }

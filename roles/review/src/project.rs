@@ -73,8 +73,8 @@ impl Project {
             self.istio.insert(place("kind:"));
         }
         if kind == "PeerAuthentication" {
-            let mode = text.lines().filter_map(|l| l.trim().strip_prefix("mode:")).next().map(str::trim);
-            match mode {
+            let mode = text.lines().find_map(|l| l.split('#').next()?.split_once("mode:").map(|(_, v)| v));
+            match mode.map(|v| v.trim().trim_end_matches(['}', ' ', '"']).trim_start_matches('"')) {
                 Some("STRICT") if !text.contains("selector:") => {
                     self.strict.insert(place("STRICT"));
                 }

@@ -29,10 +29,10 @@ pub(super) fn render(catalogue: &Catalogue, outcome: &Outcome) -> String {
     let mut out = String::from("# mTLS and identity review\n\n");
     out.push_str(&format!("{} files, {} lines.", report.files, report.lines));
     if outcome.allowed > 0 {
-        out.push_str(&format!(" {} findings are covered by exceptions.", outcome.allowed));
+        out.push_str(&format!(" Covered by exceptions: {}.", outcome.allowed));
     }
     if outcome.known > 0 {
-        out.push_str(&format!(" {} findings are in the baseline.", outcome.known));
+        out.push_str(&format!(" In the baseline: {}.", outcome.known));
     }
     out.push_str("\n\n## Checklist\n\n| Step | What is checked | Result |\n|---|---|---|\n");
     for (n, step) in STEPS.iter().enumerate() {
