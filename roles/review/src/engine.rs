@@ -103,7 +103,11 @@ impl<'c> Engine<'c> {
 }
 
 fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) {
-    let view = if shape.in_strings { &source.text } else { &source.code };
+    let view: &str = match (shape.in_comments, shape.in_strings) {
+        (true, _) => source.raw,
+        (false, true) => &source.text,
+        (false, false) => &source.code,
+    };
     let Some(pattern) = shape.pattern.get() else { return };
     for found in pattern.captures_iter(view).take(MAX_MATCHES) {
         let Some(whole) = found.get(0) else { continue };

@@ -121,6 +121,8 @@ pub(crate) struct Shape {
     pub(crate) pattern: Lazy,
     /// Whether what strings hold can match.
     pub(crate) in_strings: bool,
+    /// Whether comments can match too.
+    pub(crate) in_comments: bool,
     pub(crate) if_: Vec<Condition>,
     pub(crate) unless: Vec<Condition>,
     /// Groups of conditions; where all of one hold, nothing is wrong.
@@ -193,6 +195,8 @@ struct ShapeFile {
     pattern: String,
     #[serde(default)]
     strings: bool,
+    #[serde(default)]
+    comments: bool,
     #[serde(default, rename = "if")]
     if_: BTreeMap<String, OneOrMany>,
     #[serde(default)]
@@ -394,6 +398,7 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
     Ok(Shape {
         pattern: regex(&file.pattern, macros),
         in_strings: file.strings,
+        in_comments: file.comments,
         if_: conditions(file.if_)?,
         unless: conditions(file.unless)?,
         except: file.except.into_iter().map(conditions).collect::<Result<_, _>>()?,
