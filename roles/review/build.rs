@@ -9,7 +9,9 @@ fn main() {
     let mut files = Vec::new();
     collect(&dir, &mut files);
     files.sort();
-    let mut out = String::from("/// Name and text of every rule file.\npub(crate) const FILES: &[(&str, &str)] = &[\n");
+    let mut out = String::from(
+        "/// Name and text of every rule file.\npub(crate) const FILES: &[(&str, &str)] = &[\n",
+    );
     for file in &files {
         let name = file.strip_prefix(&dir).unwrap_or(file).display().to_string();
         let _ = writeln!(out, "    ({name:?}, include_str!({:?})),", file.display().to_string());

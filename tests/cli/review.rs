@@ -40,11 +40,21 @@ fn findings_have_their_place_and_their_exit_code() {
     let out = review(&home, &[&tree]);
     assert_eq!(out.status.code(), Some(10));
     let table = text(&out.stdout);
-    assert!(table.contains("client.go:4 ") && table.contains(" client-verify-disabled/go-skip-verify "), "{table}");
+    assert!(
+        table.contains("client.go:4 ") && table.contains(" client-verify-disabled/go-skip-verify "),
+        "{table}"
+    );
     assert!(table.lines().nth(1).unwrap().starts_with("critical "), "{table}");
-    assert!(table.contains("high ") && table.contains("peer_test.go:4"), "a test weighs less: {table}");
+    assert!(
+        table.contains("high ") && table.contains("peer_test.go:4"),
+        "a test weighs less: {table}"
+    );
     assert!(!table.contains("node_modules"), "{table}");
-    assert!(text(&out.stderr).contains("2 files, 10 lines: 1 critical, 1 high"), "{}", text(&out.stderr));
+    assert!(
+        text(&out.stderr).contains("2 files, 10 lines: 1 critical, 1 high"),
+        "{}",
+        text(&out.stderr)
+    );
     for (args, code) in [
         (vec!["--fail-on", "never"], 0),
         (vec!["--skip", "client-verify-disabled"], 0),
@@ -58,7 +68,10 @@ fn findings_have_their_place_and_their_exit_code() {
     assert_eq!(value["schema"], "countersign.review/v1");
     let first = &value["findings"][0];
     assert_eq!(first["class"], "client-verify-disabled");
-    assert_eq!((&first["line"], &first["column"], &first["cwe"][0]), (&4.into(), &22.into(), &295.into()));
+    assert_eq!(
+        (&first["line"], &first["column"], &first["cwe"][0]),
+        (&4.into(), &22.into(), &295.into())
+    );
     assert_eq!(first["evidence"], "InsecureSkipVerify: true,");
 }
 
@@ -116,7 +129,10 @@ fn fixes_are_only_made_where_they_are_safe() {
     let out = review(&home, &["--fix", &tree]);
     assert!(text(&out.stderr).contains("fixed "), "{}", text(&out.stderr));
     let now = |p: &str| std::fs::read_to_string(p).unwrap();
-    assert_eq!(now(&go), format!("{}// é InsecureSkipVerify: true\n", BAD.replace("true", "false")));
+    assert_eq!(
+        now(&go),
+        format!("{}// é InsecureSkipVerify: true\n", BAD.replace("true", "false"))
+    );
     assert!(now(&yaml).contains("mode: STRICT"));
     assert!(now(&java).contains("usePlaintext"), "nobody but its owner can mend that");
     let left = json(&home, &[&tree]);
@@ -131,7 +147,16 @@ fn since_reports_only_lines_that_changed() {
     put(&home, "tree/both.go", BAD);
     let git = |args: &[&str]| {
         let out = Command::new("git")
-            .args(["-C", &tree, "-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"])
+            .args([
+                "-C",
+                &tree,
+                "-c",
+                "user.name=t",
+                "-c",
+                "user.email=t@t",
+                "-c",
+                "commit.gpgsign=false",
+            ])
             .args(args)
             .output()
             .unwrap();
@@ -148,7 +173,9 @@ fn since_reports_only_lines_that_changed() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|f| format!("{}:{}", f["path"].as_str().unwrap().rsplit('/').next().unwrap(), f["line"]))
+        .map(|f| {
+            format!("{}:{}", f["path"].as_str().unwrap().rsplit('/').next().unwrap(), f["line"])
+        })
         .collect();
     assert_eq!(places, ["both.go:8", "new.go:4"]);
     let bad = review(&home, &["--since", "no-such-revision", &tree]);
@@ -162,7 +189,10 @@ fn exceptions_are_counted_and_can_be_shown() {
     let file = put(
         &home,
         "client.go",
-        &BAD.replace("\tInsecure", "\t// countersign:allow client-verify-disabled reason=lab only\n\tInsecure"),
+        &BAD.replace(
+            "\tInsecure",
+            "\t// countersign:allow client-verify-disabled reason=lab only\n\tInsecure",
+        ),
     );
     let out = review(&home, &[&file]);
     assert_eq!(out.status.code(), Some(0));
@@ -187,17 +217,28 @@ fn reports_for_machines() {
     let rule = &run["tool"]["driver"]["rules"][result["ruleIndex"].as_u64().unwrap() as usize];
     assert_eq!(rule["id"], result["ruleId"]);
     assert_eq!(rule["properties"]["class"], "client-verify-disabled");
-    assert!(rule["properties"]["tags"].as_array().unwrap().contains(&"class:client-verify-disabled".into()));
+    assert!(
+        rule["properties"]["tags"]
+            .as_array()
+            .unwrap()
+            .contains(&"class:client-verify-disabled".into())
+    );
     let place = &result["locations"][0]["physicalLocation"];
     assert!(place["artifactLocation"]["uri"].as_str().unwrap().ends_with("client%20&%20co.go"));
     assert_eq!(place["region"]["startLine"], 4);
-    assert_eq!(result["fixes"][0]["artifactChanges"][0]["replacements"][0]["insertedContent"]["text"], "false");
+    assert_eq!(
+        result["fixes"][0]["artifactChanges"][0]["replacements"][0]["insertedContent"]["text"],
+        "false"
+    );
     assert_eq!(run["invocations"][0]["executionSuccessful"], false, "one file could not be read");
     let junit = text(&review(&home, &["--format", "junit", &tree]).stdout);
     assert!(junit.contains("tests=\"2\" failures=\"1\" errors=\"1\""), "{junit}");
     assert!(junit.contains("client &amp; co.go"), "{junit}");
     let markdown = text(&review(&home, &["--format", "markdown", &tree]).stdout);
-    assert!(markdown.contains("| 5. Client side | client accepts any server | **fail**, 1 |"), "{markdown}");
+    assert!(
+        markdown.contains("| 5. Client side | client accepts any server | **fail**, 1 |"),
+        "{markdown}"
+    );
     assert!(markdown.contains("| 6. Mesh policy |") && markdown.contains("| pass |"), "{markdown}");
     assert!(markdown.contains("## Could not be read"), "{markdown}");
 }
@@ -213,8 +254,13 @@ fn key_material_is_found_whatever_it_is_called() {
     let pem = countersign_x509::pem::encode("PRIVATE KEY", svid.key.expose_pkcs8());
     put(&home, "tree/notes.txt", &format!("our key:\n{pem}"));
     put(&home, "tree/config.js", &format!("const key = {:?};\n", pem));
-    put(&home, "tree/placeholder.pem", "-----BEGIN PRIVATE KEY-----\n<your key>\n-----END PRIVATE KEY-----\n");
-    let value = json(&home, &["--only", "key-material-committed", home.path("tree").to_str().unwrap()]);
+    put(
+        &home,
+        "tree/placeholder.pem",
+        "-----BEGIN PRIVATE KEY-----\n<your key>\n-----END PRIVATE KEY-----\n",
+    );
+    let value =
+        json(&home, &["--only", "key-material-committed", home.path("tree").to_str().unwrap()]);
     let found = value["findings"].as_array().unwrap();
     assert_eq!(found.len(), 2, "{value}");
     let secret: String = pem.lines().nth(1).unwrap().chars().take(30).collect();
@@ -225,7 +271,9 @@ fn key_material_is_found_whatever_it_is_called() {
 fn rules_explain_themselves() {
     let home = Home::new();
     let out = text(&review(&home, &["--explain", "client-verify-disabled/go-skip-verify"]).stdout);
-    for part in ["severity critical", "CWE-295", "Why:", "Fix:", "Found in client.go", "Not found in"] {
+    for part in
+        ["severity critical", "CWE-295", "Why:", "Fix:", "Found in client.go", "Not found in"]
+    {
         assert!(out.contains(part), "{part}: {out}");
     }
     let list = text(&review(&home, &["--list-rules"]).stdout);

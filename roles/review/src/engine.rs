@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use regex::{Regex, RegexSet, RegexSetBuilder};
+use regex::Regex;
 
 use crate::issue::{Edit, Issue};
 use crate::kind::Kind;
 use crate::layout;
-use crate::scope::Scope;
+use crate::literals::Words;
 use crate::rule::{Catalogue, Condition, Lazy, Pattern, Rule, Shape, flags};
+use crate::scope::Scope;
 use crate::source::{Context, Source};
 use crate::suppress;
 
@@ -21,11 +22,10 @@ pub(crate) struct Engine<'c> {
 }
 
 struct Selected {
-    /// `(rule, shape)`, in the order of `first`.
+    /// `(rule, shape)`.
     shapes: Vec<(usize, usize)>,
-    /// Every shape's pattern: one pass over the text tells most files to be of no interest. Made when the first
-    /// file of that kind comes.
-    first: OnceLock<Result<RegexSet, String>>,
+    /// Their words, gathered when the first file of that kind comes.
+    words: OnceLock<Words>,
 }
 
 /// Most matches of one shape that are looked at in one file.
@@ -38,30 +38,36 @@ impl<'c> Engine<'c> {
             for kind in &rule.kinds {
                 let selected = by_kind
                     .entry(*kind)
-                    .or_insert_with(|| Selected { shapes: Vec::new(), first: OnceLock::new() });
+                    .or_insert_with(|| Selected { shapes: Vec::new(), words: OnceLock::new() });
                 selected.shapes.extend((0..rule.shapes.len()).map(|s| (r, s)));
             }
         }
         Self { catalogue, by_kind }
     }
 
-    fn first<'a>(&self, selected: &'a Selected) -> Result<&'a RegexSet, String> {
-        let made = selected.first.get_or_init(|| {
-            let patterns = selected
-                .shapes
-                .iter()
-                .map(|(r, s)| self.catalogue.rules[*r].shapes[*s].pattern.as_str());
-            RegexSetBuilder::new(patterns)
-                .size_limit(64 << 20)
-                .dfa_size_limit(32 << 20)
-                .build()
-                .map_err(|e| e.to_string())
+    /// The shapes that match somewhere in the text as it stands, comments and all.
+    fn candidates<'s>(&'s self, selected: &'s Selected, text: &str) -> Vec<(&'s Rule, &'s Shape)> {
+        let shape = |(r, s): &(usize, usize)| {
+            let rule = &self.catalogue.rules[*r];
+            (rule, &rule.shapes[*s])
+        };
+        let words = selected.words.get_or_init(|| {
+            Words::new(selected.shapes.iter().map(|at| shape(at).1.pattern.as_str()))
         });
-        made.as_ref().map_err(Clone::clone)
+        let mut out: Vec<(&Rule, &Shape)> =
+            words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect();
+        out.retain(|(_, s)| s.pattern.get().is_some_and(|p| p.is_match(text)));
+        out
     }
 
     /// Every finding in one file. `Err` if its syntax cannot be followed at all.
-    pub(crate) fn review(&self, path: &str, kind: Kind, text: &str, today: &str) -> Result<Vec<Issue>, String> {
+    pub(crate) fn review(
+        &self,
+        path: &str,
+        kind: Kind,
+        text: &str,
+        today: &str,
+    ) -> Result<Vec<Issue>, String> {
         let mut out = self.one(path, kind, text, today)?;
         if kind == Kind::Yaml && text.contains('|') {
             for (name, inner, first_line) in layout::embedded(text) {
@@ -82,19 +88,17 @@ impl<'c> Engine<'c> {
 
     fn one(&self, path: &str, kind: Kind, text: &str, today: &str) -> Result<Vec<Issue>, String> {
         let Some(selected) = self.by_kind.get(&kind) else { return Ok(Vec::new()) };
-        let candidates = self.first(selected)?.matches(text);
-        if !candidates.matched_any() {
+        let mut candidates = self.candidates(selected, text);
+        candidates.retain(|(rule, _)| {
+            rule.path.as_ref().and_then(Lazy::get).is_none_or(|p| p.is_match(path))
+        });
+        if candidates.is_empty() {
             return Ok(Vec::new());
         }
         let source = Source::new(path, kind, text).ok_or("the parser gave up on it")?;
         let mut out: Vec<Issue> = Vec::new();
-        for i in candidates {
-            let (r, s) = selected.shapes[i];
-            let rule = &self.catalogue.rules[r];
-            if rule.path.as_ref().and_then(Lazy::get).is_some_and(|p| !p.is_match(path)) {
-                continue;
-            }
-            shape(rule, &rule.shapes[s], &source, &mut out);
+        for (rule, s) in candidates {
+            shape(rule, s, &source, &mut out);
         }
         settle(&mut out);
         suppress::apply(&source, &mut out, today);
@@ -127,7 +131,8 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
                 Pattern::Template(text) => names.fill(text).is_some_and(|r| r.is_match(&part)),
             }
         };
-        if !shape.if_.iter().all(holds) || shape.unless.iter().any(holds)
+        if !shape.if_.iter().all(holds)
+            || shape.unless.iter().any(holds)
             || shape.except.iter().any(|group| group.iter().all(holds))
         {
             continue;
@@ -198,10 +203,7 @@ fn issue(rule: &Rule, shape: &Shape, source: &Source<'_>, place: &Range<usize>) 
     if context != Context::Production || guarded_by_environment(source, place) {
         severity = severity.lowered();
     }
-    let edit = shape
-        .replace
-        .as_ref()
-        .map(|text| Edit { range: place.clone(), text: text.clone() });
+    let edit = shape.replace.as_ref().map(|text| Edit { range: place.clone(), text: text.clone() });
     Issue {
         rule: rule.id.clone(),
         class: rule.class,
@@ -227,16 +229,30 @@ fn issue(rule: &Rule, shape: &Shape, source: &Source<'_>, place: &Range<usize>) 
 /// Whether only development gets here; a guard that names production keeps its severity.
 fn guarded_by_environment(source: &Source<'_>, place: &Range<usize>) -> bool {
     let guards = source.part(Scope::Guard, place, None).to_ascii_lowercase();
-    let development = ["isdevelopment", "is_development", "isdev", "is_dev", "debug", "development", "\"dev\"", "'dev'"];
-    let inverted = ["!env.isdevelopment", "not settings.debug", "!debug", "not debug", "production"];
+    let development = [
+        "isdevelopment",
+        "is_development",
+        "isdev",
+        "is_dev",
+        "debug",
+        "development",
+        "\"dev\"",
+        "'dev'",
+    ];
+    let inverted =
+        ["!env.isdevelopment", "not settings.debug", "!debug", "not debug", "production"];
     development.iter().any(|d| guards.contains(d)) && !inverted.iter().any(|d| guards.contains(d))
 }
 
 /// One finding of a class a line: the worst.
 fn settle(issues: &mut Vec<Issue>) {
     issues.sort_by(|a, b| {
-        (a.line, &a.class.name, std::cmp::Reverse(a.severity), &a.rule)
-            .cmp(&(b.line, &b.class.name, std::cmp::Reverse(b.severity), &b.rule))
+        (a.line, &a.class.name, std::cmp::Reverse(a.severity), &a.rule).cmp(&(
+            b.line,
+            &b.class.name,
+            std::cmp::Reverse(b.severity),
+            &b.rule,
+        ))
     });
     issues.dedup_by(|b, a| a.line == b.line && a.class.name == b.class.name);
 }

@@ -82,7 +82,8 @@ pub struct Allowed {
 pub(crate) fn fingerprint(issues: &mut [Issue], root: &str) {
     let mut seen = std::collections::HashMap::new();
     for issue in issues {
-        let path = issue.path.strip_prefix(root).unwrap_or(&issue.path).trim_start_matches(['.', '/']);
+        let path =
+            issue.path.strip_prefix(root).unwrap_or(&issue.path).trim_start_matches(['.', '/']);
         let line: String = issue.evidence.split_whitespace().collect();
         let text = format!("{}\n{path}\n{line}", issue.rule);
         let count = seen.entry(text.clone()).or_insert(0_usize);

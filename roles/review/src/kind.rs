@@ -98,8 +98,8 @@ impl Kind {
         let by_text = || configuration(text);
         // `api.Dockerfile`, `Dockerfile.nginx`, but not `dockerfile_test.go`.
         const OTHERS: [&str; 18] = [
-            "go", "py", "js", "ts", "rs", "java", "kt", "cs", "rb", "php", "c", "h", "cpp", "yaml", "yml",
-            "json", "toml", "md",
+            "go", "py", "js", "ts", "rs", "java", "kt", "cs", "rb", "php", "c", "h", "cpp", "yaml",
+            "yml", "json", "toml", "md",
         ];
         if lower.contains("dockerfile") && !OTHERS.contains(&extension) {
             return Some(Kind::Dockerfile);
@@ -139,7 +139,9 @@ impl Kind {
                     _ => Some(Kind::Properties),
                 });
             }
-            _ if lower.contains("dockerfile") || lower.contains("containerfile") => Kind::Dockerfile,
+            _ if lower.contains("dockerfile") || lower.contains("containerfile") => {
+                Kind::Dockerfile
+            }
             _ if lower.contains("caddyfile") => Kind::Caddy,
             _ if lower.starts_with(".env") => Kind::Properties,
             _ if matches!(lower.as_str(), "gemfile" | "rakefile" | "puma.rb") => Kind::Ruby,
@@ -170,12 +172,25 @@ fn configuration(text: &str) -> Option<Kind> {
             words.iter().any(|w| l.starts_with(w))
         })
     };
-    if line(&["SSLVerifyClient", "SSLEngine", "<VirtualHost", "SSLProxy", "SSLCertificateFile", "ProxyPass "])
-    {
+    if line(&[
+        "SSLVerifyClient",
+        "SSLEngine",
+        "<VirtualHost",
+        "SSLProxy",
+        "SSLCertificateFile",
+        "ProxyPass ",
+    ]) {
         return Some(Kind::Apache);
     }
-    if line(&["ssl_verify_client", "ssl_certificate", "proxy_pass", "grpc_pass", "server {", "server{", "upstream "])
-    {
+    if line(&[
+        "ssl_verify_client",
+        "ssl_certificate",
+        "proxy_pass",
+        "grpc_pass",
+        "server {",
+        "server{",
+        "upstream ",
+    ]) {
         return Some(Kind::Nginx);
     }
     if line(&["frontend ", "backend ", "listen "]) && has(&["bind ", "server ", "mode "]) {

@@ -177,8 +177,10 @@ fn indentation(line: &str) -> usize {
 fn mapping(text: &str, at: &Range<usize>) -> Range<usize> {
     let line_start = text[..at.start].rfind('\n').map_or(0, |i| i + 1);
     let line_end = text[at.start..].find('\n').map_or(text.len(), |i| at.start + i);
-    if let Some(flow) = braces(&text[line_start..line_end], &(at.start - line_start..at.end.min(line_end) - line_start))
-        && text[line_start..line_end][..flow.start].trim_end().ends_with([':', '-', ',', '['])
+    if let Some(flow) = braces(
+        &text[line_start..line_end],
+        &(at.start - line_start..at.end.min(line_end) - line_start),
+    ) && text[line_start..line_end][..flow.start].trim_end().ends_with([':', '-', ',', '['])
     {
         return line_start + flow.start..line_start + flow.end;
     }
@@ -206,7 +208,8 @@ fn mapping(text: &str, at: &Range<usize>) -> Range<usize> {
     while end < text.len() {
         let next_end = text[end + 1..].find('\n').map_or(text.len(), |i| end + 1 + i);
         let line = &text[end + 1..next_end];
-        if !blank(line) && (indentation(line) < own || begins_item(line) || line.starts_with("---")) {
+        if !blank(line) && (indentation(line) < own || begins_item(line) || line.starts_with("---"))
+        {
             break;
         }
         end = next_end;

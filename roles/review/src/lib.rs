@@ -8,6 +8,7 @@ mod engine;
 mod issue;
 mod kind;
 mod layout;
+mod literals;
 mod material;
 mod project;
 mod review;

@@ -18,13 +18,15 @@ const DAY: u64 = 86_400;
 
 /// Where a private key in PEM begins: whole, in a string with escaped line ends, or indented.
 static KEY: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"-----BEGIN ((?:RSA |EC |DSA |OPENSSH |ENCRYPTED )?PRIVATE KEY)-----([^-]*)-----END").ok()
+    Regex::new(
+        r"-----BEGIN ((?:RSA |EC |DSA |OPENSSH |ENCRYPTED )?PRIVATE KEY)-----([^-]*)-----END",
+    )
+    .ok()
 });
 
 /// A certificate in PEM, as above.
-static CERTIFICATE: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"-----BEGIN (?:TRUSTED )?CERTIFICATE-----([^-]*)-----END").ok()
-});
+static CERTIFICATE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"-----BEGIN (?:TRUSTED )?CERTIFICATE-----([^-]*)-----END").ok());
 
 /// Base64 of `-----BEGIN `, as Secrets hold it.
 static ENCODED: LazyLock<Option<Regex>> =
@@ -33,9 +35,22 @@ static ENCODED: LazyLock<Option<Regex>> =
 /// Names that key stores have, and files that may be DER.
 pub(crate) fn is_interesting(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
-    [".p12", ".pfx", ".jks", ".keystore", ".jceks", ".truststore", ".der", ".cer", ".crt", ".key", ".pkcs12", ".bks"]
-        .iter()
-        .any(|e| lower.ends_with(e))
+    [
+        ".p12",
+        ".pfx",
+        ".jks",
+        ".keystore",
+        ".jceks",
+        ".truststore",
+        ".der",
+        ".cer",
+        ".crt",
+        ".key",
+        ".pkcs12",
+        ".bks",
+    ]
+    .iter()
+    .any(|e| lower.ends_with(e))
 }
 
 /// Private keys in text.
@@ -57,14 +72,17 @@ pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str, now: UnixTi
         && let Some(regex) = &*KEY
     {
         for found in regex.captures_iter(text) {
-            let (Some(whole), Some(label), Some(body)) = (found.get(0), found.get(1), found.get(2)) else {
+            let (Some(whole), Some(label), Some(body)) = (found.get(0), found.get(1), found.get(2))
+            else {
                 continue;
             };
             if is_key_body(body.as_str()) {
-                let encrypted = label.as_str().starts_with("ENCRYPTED") || body.as_str().contains("ENCRYPTED");
+                let encrypted =
+                    label.as_str().starts_with("ENCRYPTED") || body.as_str().contains("ENCRYPTED");
                 let what = format!("a {} is part of the tree", name_of(label.as_str(), encrypted));
                 let line = line_of(text, whole.start());
-                let mut issue = make(catalogue, "key-material-committed/pem", path, text, line, what);
+                let mut issue =
+                    make(catalogue, "key-material-committed/pem", path, text, line, what);
                 if encrypted && let Some(issue) = &mut issue {
                     issue.severity = issue.severity.min(Severity::Medium);
                 }
@@ -78,13 +96,16 @@ pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str, now: UnixTi
     {
         for found in regex.find_iter(text) {
             let trimmed = found.as_str().trim_end_matches('=');
-            let Ok(decoded) = STANDARD_NO_PAD.decode(trimmed).or_else(|_| STANDARD.decode(found.as_str())) else {
+            let Ok(decoded) =
+                STANDARD_NO_PAD.decode(trimmed).or_else(|_| STANDARD.decode(found.as_str()))
+            else {
                 continue;
             };
             let inner = String::from_utf8_lossy(&decoded);
-            let is_key = KEY.as_ref().and_then(|r| r.captures(&inner)).is_some_and(|c| {
-                c.get(2).is_some_and(|b| is_key_body(b.as_str()))
-            });
+            let is_key = KEY
+                .as_ref()
+                .and_then(|r| r.captures(&inner))
+                .is_some_and(|c| c.get(2).is_some_and(|b| is_key_body(b.as_str())));
             if is_key {
                 let rule = if text.contains("kind: Secret") || text.contains("\"Secret\"") {
                     "key-material-committed/k8s-secret"
@@ -100,7 +121,12 @@ pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str, now: UnixTi
 }
 
 fn name_of(label: &str, encrypted: bool) -> String {
-    let label = label.to_lowercase().replace("rsa", "RSA").replace("ec ", "EC ").replace("dsa", "DSA").replace("openssh", "OpenSSH");
+    let label = label
+        .to_lowercase()
+        .replace("rsa", "RSA")
+        .replace("ec ", "EC ")
+        .replace("dsa", "DSA")
+        .replace("openssh", "OpenSSH");
     if encrypted && !label.starts_with("encrypted") { format!("encrypted {label}") } else { label }
 }
 
@@ -121,17 +147,25 @@ fn is_key_body(body: &str) -> bool {
     let distinct: std::collections::HashSet<char> = base64.chars().collect();
     base64.len() >= 60
         && distinct.len() >= 20
-        && STANDARD_NO_PAD.decode(base64.trim_end_matches('=').get(..60).unwrap_or_default()).is_ok()
+        && STANDARD_NO_PAD
+            .decode(base64.trim_end_matches('=').get(..60).unwrap_or_default())
+            .is_ok()
 }
 
 /// Key stores and certificates.
-pub(crate) fn in_file(catalogue: &Catalogue, path: &str, bytes: &[u8], now: UnixTime) -> Vec<Issue> {
+pub(crate) fn in_file(
+    catalogue: &Catalogue,
+    path: &str,
+    bytes: &[u8],
+    now: UnixTime,
+) -> Vec<Issue> {
     let mut out = Vec::new();
     match bytes {
         [0xfe, 0xed, 0xfe, 0xed, ..] | [0xce, 0xce, 0xce, 0xce, ..] => {
             let keys = java_private_keys(bytes);
             if keys > 0 {
-                let what = format!("a Java key store with {keys} private key entries is part of the tree");
+                let what =
+                    format!("a Java key store with {keys} private key entries is part of the tree");
                 out.extend(make(catalogue, "key-material-committed/jks", path, "", 0, what));
             }
         }
@@ -141,10 +175,19 @@ pub(crate) fn in_file(catalogue: &Catalogue, path: &str, bytes: &[u8], now: Unix
             } else if is_pkcs12(bytes) {
                 let what = match pkcs12_has_key(bytes) {
                     Some(true) => "a PKCS#12 file with a private key is part of the tree",
-                    None => "a PKCS#12 file, wholly encrypted, is part of the tree: it may hold a private key",
+                    None => {
+                        "a PKCS#12 file, wholly encrypted, is part of the tree: it may hold a private key"
+                    }
                     Some(false) => return out,
                 };
-                out.extend(make(catalogue, "key-material-committed/pkcs12", path, "", 0, what.to_owned()));
+                out.extend(make(
+                    catalogue,
+                    "key-material-committed/pkcs12",
+                    path,
+                    "",
+                    0,
+                    what.to_owned(),
+                ));
             } else if path.to_ascii_lowercase().ends_with(".key") && is_der_key(bytes) {
                 let what = "a private key in DER is part of the tree".to_owned();
                 out.extend(make(catalogue, "key-material-committed/pem", path, "", 0, what));
@@ -164,13 +207,19 @@ fn certificate(
     now: UnixTime,
 ) -> Vec<Issue> {
     let mut out = Vec::new();
-    let subject = if cert.subject.is_empty() { "a certificate".to_owned() } else { format!("`{}`", cert.subject) };
+    let subject = if cert.subject.is_empty() {
+        "a certificate".to_owned()
+    } else {
+        format!("`{}`", cert.subject)
+    };
     let days = cert.not_after.since(cert.not_before).as_secs() / DAY;
-    let spiffe: Vec<&String> = cert.uri_sans.iter().filter(|u| u.starts_with("spiffe://")).collect();
+    let spiffe: Vec<&String> =
+        cert.uri_sans.iter().filter(|u| u.starts_with("spiffe://")).collect();
     let self_signed = cert.subject_der == cert.issuer_der;
     let mut say = |rule: &str, severity: Severity, text: String| {
         if let Some(mut issue) = make(catalogue, rule, path, "", line, text) {
-            issue.severity = if issue.context == Context::Production { severity } else { severity.lowered() };
+            issue.severity =
+                if issue.context == Context::Production { severity } else { severity.lowered() };
             out.push(issue);
         }
     };
@@ -187,23 +236,45 @@ fn certificate(
         if cert.not_after < now {
             say("long-lived-cert/expired", Severity::Low, format!("{subject} has expired"));
         }
-        if cert.uri_sans.is_empty() && cert.dns_sans.is_empty() && cert.ip_sans.is_empty() && cert.other_sans == 0 {
-            say("weak-cert/cert", Severity::Medium, format!("{subject} has no subject alternative name"));
+        if cert.uri_sans.is_empty()
+            && cert.dns_sans.is_empty()
+            && cert.ip_sans.is_empty()
+            && cert.other_sans == 0
+        {
+            say(
+                "weak-cert/cert",
+                Severity::Medium,
+                format!("{subject} has no subject alternative name"),
+            );
         }
         if !spiffe.is_empty() && cert.uri_sans.len() > 1 {
             let text = format!("{subject} has {} URI SANs: not an X509-SVID", cert.uri_sans.len());
             say("weak-cert/cert", Severity::Medium, text);
         }
-    } else if !spiffe.is_empty() && spiffe.iter().any(|u| u.trim_start_matches("spiffe://").contains('/')) {
-        say("weak-cert/cert", Severity::High, format!("{subject} has a workload's SPIFFE ID and is a CA"));
+    } else if !spiffe.is_empty()
+        && spiffe.iter().any(|u| u.trim_start_matches("spiffe://").contains('/'))
+    {
+        say(
+            "weak-cert/cert",
+            Severity::High,
+            format!("{subject} has a workload's SPIFFE ID and is a CA"),
+        );
     }
     let signature = cert.signature_algorithm.to_ascii_lowercase();
     if (signature.contains("md5") || signature.contains("sha1")) && !self_signed {
-        say("weak-cert/cert", Severity::Medium, format!("{subject} is signed with {}", cert.signature_algorithm));
+        say(
+            "weak-cert/cert",
+            Severity::Medium,
+            format!("{subject} is signed with {}", cert.signature_algorithm),
+        );
     }
     let bits = cert.key_type.strip_prefix("rsa-").and_then(|b| b.parse::<u32>().ok());
     if bits.is_some_and(|b| b < 2048) {
-        say("weak-cert/cert", Severity::Medium, format!("{subject} has a key of {}", cert.key_type));
+        say(
+            "weak-cert/cert",
+            Severity::Medium,
+            format!("{subject} has a key of {}", cert.key_type),
+        );
     }
     out
 }
@@ -235,7 +306,8 @@ fn java_private_keys(bytes: &[u8]) -> usize {
     let u32_at = |at: usize| {
         bytes.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize)
     };
-    let u16_at = |at: usize| bytes.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]) as usize);
+    let u16_at =
+        |at: usize| bytes.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]) as usize);
     let mut keys = 0;
     let Some(count) = u32_at(at) else { return 0 };
     at += 4;
@@ -303,7 +375,8 @@ fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
 /// PKCS#8, PKCS#1 or SEC 1 by its first fields.
 fn is_der_key(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(12)];
-    head.windows(4).any(|w| w == [0x02, 0x01, 0x00, 0x30] || w[..3] == [0x02, 0x01, 0x00] && w[3] == 0x02)
+    head.windows(4)
+        .any(|w| w == [0x02, 0x01, 0x00, 0x30] || w[..3] == [0x02, 0x01, 0x00] && w[3] == 0x02)
         || head.windows(4).any(|w| w == [0x02, 0x01, 0x01, 0x04])
 }
 
@@ -314,7 +387,11 @@ mod tests {
     #[test]
     fn a_key_is_told_from_a_placeholder() {
         let catalogue = Catalogue::built_in().unwrap();
-        let body: String = (0..8).map(|i| format!("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC{i}KcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n")).collect();
+        let body: String = (0..8)
+            .map(|i| {
+                format!("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC{i}KcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n")
+            })
+            .collect();
         let key = format!("-----BEGIN PRIVATE KEY-----\n{body}-----END PRIVATE KEY-----\n");
         assert_eq!(in_text(&catalogue, "a.pem", &key, UnixTime::default()).len(), 1);
         let escaped = format!("key = \"{}\"", key.replace('\n', "\\n"));
@@ -322,14 +399,21 @@ mod tests {
         let secret = format!("kind: Secret\ndata:\n  tls.key: {}\n", STANDARD.encode(&key));
         let found = in_text(&catalogue, "s.yaml", &secret, UnixTime::default());
         assert_eq!(found[0].rule, "key-material-committed/k8s-secret");
-        assert!(!found[0].evidence.contains("MIIE") && found[0].evidence.len() < 40, "{:?}", found[0].evidence);
+        assert!(
+            !found[0].evidence.contains("MIIE") && found[0].evidence.len() < 40,
+            "{:?}",
+            found[0].evidence
+        );
         for placeholder in [
             "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
             "-----BEGIN RSA PRIVATE KEY-----\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n-----END RSA PRIVATE KEY-----",
             "-----BEGIN PRIVATE KEY-----\n{{ .Values.key }}\n-----END PRIVATE KEY-----",
             "if strings.Contains(s, \"-----BEGIN PRIVATE KEY-----\") {",
         ] {
-            assert!(in_text(&catalogue, "a.pem", placeholder, UnixTime::default()).is_empty(), "{placeholder}");
+            assert!(
+                in_text(&catalogue, "a.pem", placeholder, UnixTime::default()).is_empty(),
+                "{placeholder}"
+            );
         }
     }
 }

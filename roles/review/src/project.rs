@@ -57,7 +57,8 @@ impl Project {
                 } else if inside && !line.starts_with(' ') && !line.trim().is_empty() {
                     return None;
                 } else if inside
-                    && let Some(v) = line.strip_prefix("  ").and_then(|l| l.strip_prefix(key)?.strip_prefix(':'))
+                    && let Some(v) =
+                        line.strip_prefix("  ").and_then(|l| l.strip_prefix(key)?.strip_prefix(':'))
                 {
                     return Some(v.trim().trim_matches(['"', '\'']));
                 }
@@ -73,7 +74,8 @@ impl Project {
             self.istio.insert(place("kind:"));
         }
         if kind == "PeerAuthentication" {
-            let mode = text.lines().find_map(|l| l.split('#').next()?.split_once("mode:").map(|(_, v)| v));
+            let mode =
+                text.lines().find_map(|l| l.split('#').next()?.split_once("mode:").map(|(_, v)| v));
             match mode.map(|v| v.trim().trim_end_matches(['}', ' ', '"']).trim_start_matches('"')) {
                 Some("STRICT") if !text.contains("selector:") => {
                     self.strict.insert(place("STRICT"));
@@ -87,11 +89,14 @@ impl Project {
             let Some(name) = metadata("name") else { return };
             for line in text.lines() {
                 let bare = line.trim().trim_start_matches("- ");
-                let Some(secret) = bare.strip_prefix("secretName:").map(|s| s.trim().trim_matches(['"', '\''])) else {
+                let Some(secret) =
+                    bare.strip_prefix("secretName:").map(|s| s.trim().trim_matches(['"', '\'']))
+                else {
                     continue;
                 };
                 if is_identity(secret) {
-                    let users = self.mounts.entry((namespace.clone(), secret.to_owned())).or_default();
+                    let users =
+                        self.mounts.entry((namespace.clone(), secret.to_owned())).or_default();
                     users.entry(format!("{kind}/{name}")).or_insert_with(|| place(line));
                 }
             }
@@ -110,7 +115,9 @@ impl Project {
     pub(crate) fn findings(&self, catalogue: &Catalogue) -> Vec<Issue> {
         let mut out = Vec::new();
         // Where a mode is said, that is judged; here nobody says any.
-        if let Some(first) = self.istio.first().filter(|_| self.strict.is_empty() && !self.other_modes) {
+        if let Some(first) =
+            self.istio.first().filter(|_| self.strict.is_empty() && !self.other_modes)
+        {
             let what = format!(
                 "none of {} Istio resources demands mTLS: the default is PERMISSIVE",
                 self.istio.len()
@@ -127,11 +134,16 @@ impl Project {
             let mut places = users.iter();
             let Some((_, first)) = places.next() else { continue };
             let names: Vec<&str> = users.keys().map(String::as_str).take(5).collect();
-            let what = format!("`{secret}` is mounted by {}: they share one identity", names.join(", "));
+            let what =
+                format!("`{secret}` is mounted by {}: they share one identity", names.join(", "));
             let rule = "identity-binding-absent/shared-identity";
-            if let Some(mut issue) =
-                catalogue.issue(rule, &first.path, first.line, format!("secretName: {secret}"), what)
-            {
+            if let Some(mut issue) = catalogue.issue(
+                rule,
+                &first.path,
+                first.line,
+                format!("secretName: {secret}"),
+                what,
+            ) {
                 issue.related = places
                     .map(|(name, p)| Related {
                         path: p.path.clone(),
@@ -149,7 +161,9 @@ impl Project {
 /// Whether a Secret's name says that it is a certificate with its key, and not only what to trust.
 fn is_identity(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
-    let identity = ["tls", "cert", "mtls", "keystore", "identity", "svid"].iter().any(|w| lower.contains(w));
-    let trust = ["ca-bundle", "trust", "root-ca", "cacert", "ca-cert"].iter().any(|w| lower.contains(w));
+    let identity =
+        ["tls", "cert", "mtls", "keystore", "identity", "svid"].iter().any(|w| lower.contains(w));
+    let trust =
+        ["ca-bundle", "trust", "root-ca", "cacert", "ca-cert"].iter().any(|w| lower.contains(w));
     identity && !trust
 }

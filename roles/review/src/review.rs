@@ -144,7 +144,9 @@ fn one(
     };
     if material::is_interesting(&name) && size <= MAX_MATERIAL {
         match read_bounded(path, MAX_MATERIAL) {
-            Ok(bytes) => report.issues.extend(material::in_file(catalogue, &name, &bytes, options.now)),
+            Ok(bytes) => {
+                report.issues.extend(material::in_file(catalogue, &name, &bytes, options.now))
+            }
             Err(e) => return unreadable(e.finding().message),
         }
     }

@@ -265,7 +265,8 @@ impl Catalogue {
         let mut rules = Vec::new();
         for (name, text) in files::FILES.iter().filter(|(n, _)| n.contains('/')) {
             let id = name.trim_end_matches(".toml");
-            let rule = read(id, text, &classes, &file.macros).map_err(|e| format!("{name}: {e}"))?;
+            let rule =
+                read(id, text, &classes, &file.macros).map_err(|e| format!("{name}: {e}"))?;
             rules.push(rule);
         }
         Ok(Self { classes, rules })
@@ -356,11 +357,7 @@ fn read(
         .iter()
         .map(|k| Kind::parse(k).ok_or_else(|| format!("`{k}` is not a kind of file")))
         .collect::<Result<_, _>>()?;
-    let shapes = file
-        .shape
-        .into_iter()
-        .map(|s| shape(s, macros))
-        .collect::<Result<_, _>>()?;
+    let shapes = file.shape.into_iter().map(|s| shape(s, macros)).collect::<Result<_, _>>()?;
     Ok(Rule {
         id: id.to_owned(),
         class,
@@ -384,7 +381,8 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
                 Scope::parse(&scope).ok_or_else(|| format!("`{scope}` is not a part of a file"))?;
             for text in patterns.into_vec() {
                 let text = expand(&text, macros);
-                let template = text.contains("{var}") || text.contains("{cb}") || text.contains("{key}");
+                let template =
+                    text.contains("{var}") || text.contains("{cb}") || text.contains("{key}");
                 let pattern = if template {
                     Pattern::Template(text)
                 } else {

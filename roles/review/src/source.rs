@@ -38,11 +38,25 @@ impl Context {
         let test_directory = |d: &&str| {
             matches!(
                 *d,
-                "test" | "tests" | "testing" | "testdata" | "testutil" | "testutils" | "__tests__"
-                    | "spec" | "specs" | "fixtures" | "e2e" | "mocks" | "androidtest" | "jvmtest"
+                "test"
+                    | "tests"
+                    | "testing"
+                    | "testdata"
+                    | "testutil"
+                    | "testutils"
+                    | "__tests__"
+                    | "spec"
+                    | "specs"
+                    | "fixtures"
+                    | "e2e"
+                    | "mocks"
+                    | "androidtest"
+                    | "jvmtest"
             )
         };
-        let is_test = parts.iter().any(|d| test_directory(d) || d.ends_with(".tests") || d.ends_with("-test"))
+        let is_test = parts
+            .iter()
+            .any(|d| test_directory(d) || d.ends_with(".tests") || d.ends_with("-test"))
             || stem.ends_with("_test")
             || stem.starts_with("test_")
             || stem.ends_with("test") && name.ends_with(".java")
@@ -54,9 +68,20 @@ impl Context {
             return Context::Test;
         }
         let example = |d: &&str| {
-            matches!(*d, "example" | "examples" | "sample" | "samples" | "demo" | "demos" | "docs" | "doc" | "tutorials")
+            matches!(
+                *d,
+                "example"
+                    | "examples"
+                    | "sample"
+                    | "samples"
+                    | "demo"
+                    | "demos"
+                    | "docs"
+                    | "doc"
+                    | "tutorials"
+            )
         };
-        if parts.iter().any(|d| example(d)) { Context::Example } else { Context::Production }
+        if parts.iter().any(example) { Context::Example } else { Context::Production }
     }
 }
 
@@ -143,7 +168,12 @@ impl<'a> Source<'a> {
     }
 
     /// The text of the part of the file that a scope means; empty if there is none.
-    pub(crate) fn part(&self, scope: Scope, at: &Range<usize>, callback: Option<Range<usize>>) -> Cow<'_, str> {
+    pub(crate) fn part(
+        &self,
+        scope: Scope,
+        at: &Range<usize>,
+        callback: Option<Range<usize>>,
+    ) -> Cow<'_, str> {
         match scope {
             Scope::Path => Cow::Borrowed(self.path),
             Scope::Keys => Cow::Owned(layout::keys(&self.text, at.start)),
@@ -156,19 +186,27 @@ impl<'a> Source<'a> {
     }
 
     /// The part of the file that a scope means, if it is one piece of it.
-    pub(crate) fn range(&self, scope: Scope, at: &Range<usize>, callback: Option<Range<usize>>) -> Option<Range<usize>> {
+    pub(crate) fn range(
+        &self,
+        scope: Scope,
+        at: &Range<usize>,
+        callback: Option<Range<usize>>,
+    ) -> Option<Range<usize>> {
         let whole = 0..self.raw.len();
         Some(match scope {
             Scope::Path | Scope::Keys | Scope::Guard => return None,
             Scope::Match => at.clone(),
             Scope::Line => self.line_range(at, 0),
             Scope::Around => self.line_range(at, 4),
-            Scope::Call => innermost(&self.parts.calls, at).unwrap_or_else(|| self.line_range(at, 0)),
+            Scope::Call => {
+                innermost(&self.parts.calls, at).unwrap_or_else(|| self.line_range(at, 0))
+            }
             Scope::Chain => self.chain(at),
             Scope::Literal => match self.kind {
                 Kind::Xml => layout::tag(&self.text, at),
-                _ => innermost(&self.parts.literals, at)
-                    .unwrap_or_else(|| self.part_of_layout(at).unwrap_or_else(|| self.line_range(at, 0))),
+                _ => innermost(&self.parts.literals, at).unwrap_or_else(|| {
+                    self.part_of_layout(at).unwrap_or_else(|| self.line_range(at, 0))
+                }),
             },
             Scope::Statement => {
                 innermost(&self.parts.statements, at).unwrap_or_else(|| self.line_range(at, 0))
@@ -218,7 +256,11 @@ impl<'a> Source<'a> {
         }
         let declared = functions
             .iter()
-            .filter(|f| f.range.start <= at.start.max(f.range.start) && at.start <= f.body && at.end >= f.range.start)
+            .filter(|f| {
+                f.range.start <= at.start.max(f.range.start)
+                    && at.start <= f.body
+                    && at.end >= f.range.start
+            })
             .filter(|f| f.range.start <= at.end && at.start <= f.body)
             .min_by_key(|f| f.range.end - f.range.start)?;
         Some(declared.body..declared.range.end)
@@ -262,5 +304,8 @@ fn blank<'a>(text: &'a str, ranges: &[Range<usize>]) -> Cow<'a, str> {
         }
     }
     // Ranges are whole characters, so what is left is text.
-    Cow::Owned(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    Cow::Owned(
+        String::from_utf8(bytes)
+            .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()),
+    )
 }

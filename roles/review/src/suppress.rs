@@ -26,13 +26,15 @@ fn exceptions(text: &str) -> Vec<Exception> {
             (None, Some((_, rest))) => rest.trim_start_matches([':', '"', '\'', ' ']),
             (None, None) => continue,
         };
-        let rest = rest.trim().trim_end_matches("*/").trim_end_matches("-->").trim_matches(['"', '\'']);
+        let rest =
+            rest.trim().trim_end_matches("*/").trim_end_matches("-->").trim_matches(['"', '\'']);
         let what = rest.split_whitespace().next().unwrap_or_default().to_owned();
         let value = |key: &str| {
             let from = rest.find(key)? + key.len();
             Some(rest[from..].trim_start())
         };
-        let until = value("until=").map(|v| v.split_whitespace().next().unwrap_or_default().to_owned());
+        let until =
+            value("until=").map(|v| v.split_whitespace().next().unwrap_or_default().to_owned());
         let reason = value("reason=").unwrap_or_default().trim_matches('"').trim().to_owned();
         out.push(Exception { line: i + 1, what, until, reason });
     }
@@ -42,7 +44,10 @@ fn exceptions(text: &str) -> Vec<Exception> {
 /// `YYYY-MM-DD`, so that comparing text compares days.
 fn is_day(text: &str) -> bool {
     text.len() == 10
-        && text.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() })
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() })
 }
 
 /// Marks what is allowed. What has run out says so and counts again.

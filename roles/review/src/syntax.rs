@@ -309,7 +309,9 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
     if !is_branch {
         return None;
     }
-    if let Some(c) = node.child_by_field_name("condition").or_else(|| node.child_by_field_name("value")) {
+    if let Some(c) =
+        node.child_by_field_name("condition").or_else(|| node.child_by_field_name("value"))
+    {
         return Some(c.byte_range());
     }
     if kind == "conditional_expression" {
@@ -321,7 +323,9 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
 
 fn preceded_by_cfg_test(node: Node<'_>, text: &str) -> bool {
     let mut before = node.prev_sibling();
-    while let Some(b) = before.filter(|b| b.kind() == "attribute_item" || b.kind().contains("comment")) {
+    while let Some(b) =
+        before.filter(|b| b.kind() == "attribute_item" || b.kind().contains("comment"))
+    {
         if text[b.byte_range()].contains("cfg(test)") {
             return true;
         }
@@ -343,7 +347,8 @@ fn inside(text: &str, start: usize) -> Range<usize> {
     let opening = if opening == 2 { 1 } else { opening };
     let from = (head + opening).min(bytes.len());
     let closing = bytes[from..].iter().rev().take_while(|b| quote(b) || **b == b'#').count();
-    let closing = closing.min(opening.max(1) + bytes[..head].iter().filter(|b| **b == b'#').count());
+    let closing =
+        closing.min(opening.max(1) + bytes[..head].iter().filter(|b| **b == b'#').count());
     let to = bytes.len().saturating_sub(closing).max(from);
     start + from..start + to
 }

@@ -50,8 +50,11 @@ pub(crate) fn files(paths: &[PathBuf], everything: bool) -> Result<Vec<PathBuf>,
                 out.push(entry.into_path());
             }
             if out.len() > MAX_FILES {
-                return Err(Finding::new(Code::InvalidValue, format!("more than {MAX_FILES} files"))
-                    .hint("name the directories that matter"));
+                return Err(Finding::new(
+                    Code::InvalidValue,
+                    format!("more than {MAX_FILES} files"),
+                )
+                .hint("name the directories that matter"));
             }
         }
     }

@@ -23,11 +23,8 @@ fn every_example_of_every_rule_is_judged_as_it_says() {
         for (n, example) in rule.examples.iter().enumerate() {
             let code = example.code.trim_start_matches('\n');
             let issues = review(&example.file, code);
-            let mut lines: Vec<usize> = issues
-                .iter()
-                .filter(|i| i.class.name == rule.class.name)
-                .map(|i| i.line)
-                .collect();
+            let mut lines: Vec<usize> =
+                issues.iter().filter(|i| i.class.name == rule.class.name).map(|i| i.line).collect();
             lines.sort_unstable();
             if lines != example.flagged {
                 let all: Vec<String> =
@@ -73,16 +70,37 @@ fn every_rule_on_text_has_an_example_of_both_kinds() {
 #[test]
 fn what_is_only_written_about_is_not_found() {
     for (file, text) in [
-        ("a.go", "package a\n/* InsecureSkipVerify: true */\nvar s = \"InsecureSkipVerify: true\"\nvar r = `InsecureSkipVerify: true`\n"),
-        ("a.py", "\"\"\"requests.get(u, verify=False)\"\"\"\n# requests.get(u, verify=False)\ns = 'requests.get(u, verify=False)'\n"),
+        (
+            "a.go",
+            "package a\n/* InsecureSkipVerify: true */\nvar s = \"InsecureSkipVerify: true\"\nvar r = `InsecureSkipVerify: true`\n",
+        ),
+        (
+            "a.py",
+            "\"\"\"requests.get(u, verify=False)\"\"\"\n# requests.get(u, verify=False)\ns = 'requests.get(u, verify=False)'\n",
+        ),
         ("A.java", "class A { // .usePlaintext()\n String s = \".usePlaintext()\"; }\n"),
         ("a.kt", "// .usePlaintext()\nval s = \".usePlaintext()\"\n"),
-        ("A.cs", "class A { /* DangerousAcceptAnyServerCertificateValidator */ string s = \"DangerousAcceptAnyServerCertificateValidator\"; }\n"),
-        ("a.ts", "// rejectUnauthorized: false\nconst s = 'rejectUnauthorized: false'; const t = `rejectUnauthorized: false`;\n"),
-        ("a.rs", "// danger_accept_invalid_certs(true)\nconst S: &str = r#\"danger_accept_invalid_certs(true)\"#;\n"),
-        ("a.c", "/* CURLOPT_SSL_VERIFYPEER, 0 */\nconst char *s = \"CURLOPT_SSL_VERIFYPEER, 0\";\n"),
+        (
+            "A.cs",
+            "class A { /* DangerousAcceptAnyServerCertificateValidator */ string s = \"DangerousAcceptAnyServerCertificateValidator\"; }\n",
+        ),
+        (
+            "a.ts",
+            "// rejectUnauthorized: false\nconst s = 'rejectUnauthorized: false'; const t = `rejectUnauthorized: false`;\n",
+        ),
+        (
+            "a.rs",
+            "// danger_accept_invalid_certs(true)\nconst S: &str = r#\"danger_accept_invalid_certs(true)\"#;\n",
+        ),
+        (
+            "a.c",
+            "/* CURLOPT_SSL_VERIFYPEER, 0 */\nconst char *s = \"CURLOPT_SSL_VERIFYPEER, 0\";\n",
+        ),
         ("a.rb", "# OpenSSL::SSL::VERIFY_NONE\ns = 'OpenSSL::SSL::VERIFY_NONE'\n"),
-        ("a.php", "<?php\n// CURLOPT_SSL_VERIFYPEER, false\n$s = 'CURLOPT_SSL_VERIFYPEER, false';\n"),
+        (
+            "a.php",
+            "<?php\n// CURLOPT_SSL_VERIFYPEER, false\n$s = 'CURLOPT_SSL_VERIFYPEER, false';\n",
+        ),
         ("a.yaml", "# insecure_skip_verify: true\na: b # insecureSkipVerify: true\n"),
         ("nginx.conf", "server {\n # ssl_verify_client optional;\n}\n"),
         ("server.xml", "<Server><!-- clientAuth=\"want\" --></Server>\n"),
@@ -97,7 +115,9 @@ fn what_is_only_written_about_is_not_found() {
 #[test]
 fn an_exception_needs_a_reason_and_ends_on_its_day() {
     let with = |comment: &str| {
-        let code = format!("package a\nvar c = tls.Config{{\n\t// {comment}\n\tInsecureSkipVerify: true,\n}}\n");
+        let code = format!(
+            "package a\nvar c = tls.Config{{\n\t// {comment}\n\tInsecureSkipVerify: true,\n}}\n"
+        );
         review("a.go", &code).remove(0)
     };
     let allowed = with("countersign:allow client-verify-disabled until=2026-11-22 reason=lab only");
@@ -105,12 +125,19 @@ fn an_exception_needs_a_reason_and_ends_on_its_day() {
     let by_rule = with("countersign:allow client-verify-disabled/go-skip-verify reason=lab only");
     assert!(by_rule.allowed.is_some());
     for (comment, part) in [
-        ("countersign:allow client-verify-disabled until=2026-11-21 reason=lab", "expired-exception"),
+        (
+            "countersign:allow client-verify-disabled until=2026-11-21 reason=lab",
+            "expired-exception",
+        ),
         ("countersign:allow client-verify-disabled until=2026-11-30", "without reason="),
         ("countersign:allow client-verify-disabled until=soon reason=lab", "YYYY-MM-DD"),
     ] {
         let issue = with(comment);
-        assert!(issue.allowed.is_none() && issue.message.contains(part), "{comment}: {}", issue.message);
+        assert!(
+            issue.allowed.is_none() && issue.message.contains(part),
+            "{comment}: {}",
+            issue.message
+        );
     }
     let other = with("countersign:allow weak-cert reason=lab only");
     assert!(other.allowed.is_none() && !other.message.contains("exception"));
@@ -121,7 +148,10 @@ fn files_in_files_are_read_at_their_lines() {
     let config_map = "kind: ConfigMap\ndata:\n  nginx.conf: |\n    server {\n      listen 443 ssl;\n      ssl_verify_client optional;\n    }\n";
     let found = review("cm.yaml", config_map);
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!((found[0].rule.as_str(), found[0].line), ("server-client-auth-optional/nginx-optional", 6));
+    assert_eq!(
+        (found[0].rule.as_str(), found[0].line),
+        ("server-client-auth-optional/nginx-optional", 6)
+    );
 }
 
 #[test]

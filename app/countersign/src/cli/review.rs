@@ -155,14 +155,21 @@ impl ReviewCommand {
             known_id(&catalogue, id)?;
         }
         let outcome = self.look(&catalogue, global)?;
-        if outcome.report.files == 0 && outcome.report.issues.is_empty() && outcome.report.unreadable.is_empty() {
+        if outcome.report.files == 0
+            && outcome.report.issues.is_empty()
+            && outcome.report.unreadable.is_empty()
+        {
             let what = "no file that a rule is about";
             return Err(Finding::new(Code::NothingToExamine, what)
                 .hint("name files or directories with source, configuration, certificates or keys; --everything also looks at what .gitignore hides"));
         }
         if let Some(path) = &self.write_baseline {
             baseline::write(path, &outcome.report)?;
-            output::note(&format!("{} findings written to {}", outcome.report.issues.len(), path.display()));
+            output::note(&format!(
+                "{} findings written to {}",
+                outcome.report.issues.len(),
+                path.display()
+            ));
         }
         if self.fix {
             fix(&outcome.report)?;
@@ -170,7 +177,9 @@ impl ReviewCommand {
         match format {
             ReviewFormat::Table => table::print(&outcome)?,
             ReviewFormat::Json => print_json(&outcome)?,
-            ReviewFormat::Sarif => output::line(&sarif::render(&catalogue, &outcome.report).to_string())?,
+            ReviewFormat::Sarif => {
+                output::line(&sarif::render(&catalogue, &outcome.report).to_string())?
+            }
             ReviewFormat::Junit => output::line(&junit::render(&outcome.report))?,
             ReviewFormat::Markdown => output::line(&markdown::render(&catalogue, &outcome))?,
         }
@@ -245,8 +254,10 @@ fn known_id(catalogue: &Catalogue, id: &str) -> Result<(), Finding> {
     if all().any(|known| known == id) {
         return Ok(());
     }
-    let nearest = all().min_by_key(|known| strsim::damerau_levenshtein(id, known)).unwrap_or_default();
-    Err(invalid(format!("`{id}` is neither a class nor a rule")).hint(format!("did you mean `{nearest}`?")))
+    let nearest =
+        all().min_by_key(|known| strsim::damerau_levenshtein(id, known)).unwrap_or_default();
+    Err(invalid(format!("`{id}` is neither a class nor a rule"))
+        .hint(format!("did you mean `{nearest}`?")))
 }
 
 fn list_rules(catalogue: &Catalogue, format: ReviewFormat) -> Result<ExitCode, Finding> {
@@ -341,15 +352,17 @@ fn fix(report: &Report) -> Result<(), Finding> {
     for (path, issues) in by_file {
         let path = PathBuf::from(path);
         let bytes = read_bounded(&path, 4 << 20).map_err(|e| e.finding())?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| Finding::new(Code::ConfigSyntax, "not UTF-8").at(path.display().to_string()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| {
+            Finding::new(Code::ConfigSyntax, "not UTF-8").at(path.display().to_string())
+        })?;
         let mode = std::os::unix::fs::PermissionsExt::mode(
             &std::fs::metadata(&path)
                 .map_err(|e| Finding::new(Code::FileUnreadable, e.to_string()))?
                 .permissions(),
         );
         let changed = apply_edits(text, &issues);
-        countersign_keys::write_atomic(&path, changed.as_bytes(), mode & 0o777).map_err(|e| e.finding())?;
+        countersign_keys::write_atomic(&path, changed.as_bytes(), mode & 0o777)
+            .map_err(|e| e.finding())?;
         for issue in issues {
             output::note(&format!("fixed {}:{} {}", issue.path, issue.line, issue.rule));
         }

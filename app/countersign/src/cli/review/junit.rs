@@ -34,7 +34,10 @@ pub(super) fn render(report: &Report) -> String {
         report.unreadable.len()
     );
     if clean == 1 {
-        out.push_str(&format!("<testcase name=\"{} files\" classname=\"review\"/>\n", report.files));
+        out.push_str(&format!(
+            "<testcase name=\"{} files\" classname=\"review\"/>\n",
+            report.files
+        ));
     }
     for (path, issues) in by_file {
         out.push_str(&format!("<testcase name=\"{}\" classname=\"review\">\n", escaped(path)));

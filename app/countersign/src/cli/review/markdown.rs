@@ -49,7 +49,9 @@ pub(super) fn render(catalogue: &Catalogue, outcome: &Outcome) -> String {
             continue;
         }
         out.push_str(&format!("\n## {}. {step}\n", n + 1));
-        for class in catalogue.classes.iter().filter(|c| found.iter().any(|i| i.class.name == c.name)) {
+        for class in
+            catalogue.classes.iter().filter(|c| found.iter().any(|i| i.class.name == c.name))
+        {
             out.push_str(&format!("\n### {}\n\n{} {}\n\n", class.title, class.why, class.fix));
             out.push_str("| Severity | Place | Rule | Evidence |\n|---|---|---|---|\n");
             for i in found.iter().filter(|i| i.class.name == class.name) {

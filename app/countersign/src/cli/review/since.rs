@@ -44,7 +44,8 @@ pub(super) fn changed(revision: &str, paths: &[PathBuf]) -> Result<Changed, Find
     }
     let mut out = HashMap::new();
     for path in paths {
-        let directory = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+        let directory =
+            if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
         let top = PathBuf::from(git(directory, &["rev-parse", "--show-toplevel"])?.trim_end());
         // Untracked files are new in every line.
@@ -55,7 +56,16 @@ pub(super) fn changed(revision: &str, paths: &[PathBuf]) -> Result<Changed, Find
         }
         let diff = git(
             &top,
-            &["diff", "--unified=0", "--no-color", "--no-ext-diff", "--no-prefix", "--no-renames", revision, "--"],
+            &[
+                "diff",
+                "--unified=0",
+                "--no-color",
+                "--no-ext-diff",
+                "--no-prefix",
+                "--no-renames",
+                revision,
+                "--",
+            ],
         )?;
         read(&diff, &top, &mut out);
     }
@@ -78,7 +88,9 @@ fn read(diff: &str, top: &Path, out: &mut HashMap<PathBuf, Option<Vec<RangeInclu
             // @@ -a,b +c,d @@
             let Some(new) = rest.split(' ').find_map(|p| p.strip_prefix('+')) else { continue };
             let (start, count) = new.split_once(',').unwrap_or((new, "1"));
-            let (Ok(start), Ok(count)) = (start.parse::<usize>(), count.parse::<usize>()) else { continue };
+            let (Ok(start), Ok(count)) = (start.parse::<usize>(), count.parse::<usize>()) else {
+                continue;
+            };
             if count > 0 {
                 ranges.push(start..=start + count - 1);
             }
