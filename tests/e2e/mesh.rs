@@ -282,3 +282,47 @@ fn the_root_rolls_over_without_restart_or_lost_calls() {
     let (n, failed) = counter.join().unwrap();
     assert!(n > 50 && failed.is_empty(), "{n} calls, failed: {failed:?}");
 }
+
+/// An operator sees at one place what each proxy made of the policies.
+#[test]
+fn status_tells_which_policies_each_proxy_has() {
+    let home = Home::new();
+    let (_up, _) = mesh(&home);
+    let app = application();
+    let port = free_port();
+    let arg = format!("127.0.0.1:{port}={app}");
+    let proxy = home.spawn(
+        &["run", "--id", "/ns/shop/sa/api", "--inbound", &arg, "--", "sleep", "60"],
+        "log-api",
+    );
+    let reported = |wanted: &str, trouble: &str| {
+        eventually("a report", || {
+            let status = home.json(&["status"]);
+            let list = status["agent"]["proxies"].as_array()?;
+            let one = list.first().filter(|_| list.len() == 1)?;
+            let ok = one["policies"] == wanted
+                && one["spiffe_ids"][0] == "spiffe://corp.test/ns/shop/sa/api"
+                && one["trouble"].as_str()?.contains(trouble);
+            ok.then(|| one["policy_generation"].as_u64().unwrap())
+        })
+    };
+    let before = reported("in force", "");
+    // Only the proxy can tell that it knows no such engine.
+    let file = home.path("custom.yaml");
+    std::fs::write(
+        &file,
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: ask, namespace: shop}\n\
+         spec: {action: CUSTOM, provider: {name: opa}, rules: [{}]}\n",
+    )
+    .unwrap();
+    home.ok(&["apply", "-f", file.to_str().unwrap()]);
+    let after = reported("in force", "CS3007");
+    assert!(after > before, "{after} > {before}");
+    let table = home.ok(&["status"]);
+    assert!(table.contains("proxy ") && table.contains("`opa`"), "{table}");
+    // What has ended is not told of.
+    drop(proxy);
+    eventually("no report", || {
+        home.json(&["status"])["agent"]["proxies"].as_array().filter(|l| l.is_empty()).map(|_| ())
+    });
+}

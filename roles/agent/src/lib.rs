@@ -3,6 +3,7 @@
 //! while the server is away serves identities at once.
 
 mod cache;
+mod proxies;
 mod runs;
 mod selectors;
 mod serve;

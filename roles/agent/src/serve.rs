@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::cache::Cache;
+use crate::proxies::Proxies;
 use crate::runs::Runs;
 use crate::server::{ServerApi, attest_by_join_token};
 use crate::services::{Shared, routes};
@@ -156,6 +157,7 @@ impl Agent {
             own: own_seen,
             api: Arc::clone(&api),
             runs: Arc::new(Runs::default()),
+            proxies: Proxies::default(),
             hashes: Arc::default(),
             hashing: Shared::hashing(),
             progress: Arc::clone(&progress),

@@ -21,6 +21,7 @@ use countersign_wire::rpc::{Request, Routes, Status};
 use countersign_wire::status::from_finding;
 use tokio::sync::{Semaphore, watch};
 
+use crate::proxies::Proxies;
 use crate::runs::Runs;
 use crate::selectors::{Hashes, attest};
 use crate::server::ServerApi;
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) own: watch::Receiver<(String, i64)>,
     pub(crate) api: Arc<Mutex<ServerApi>>,
     pub(crate) runs: Arc<Runs>,
+    pub(crate) proxies: Proxies,
     pub(crate) hashes: Arc<Hashes>,
     pub(crate) hashing: Semaphore,
     pub(crate) progress: Arc<Progress>,

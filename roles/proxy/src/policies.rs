@@ -11,16 +11,19 @@ use countersign_lifecycle::Backoff;
 use countersign_policy::{Document, MAX_INPUT, PolicySet, Workload, parse};
 use countersign_sys::stamps;
 use countersign_wire::dial;
-use countersign_wire::proto::countersign::node::v1::WatchPoliciesRequest;
 use countersign_wire::proto::countersign::node::v1::node_client::NodeClient;
+use countersign_wire::proto::countersign::node::v1::{ReportPoliciesRequest, WatchPoliciesRequest};
 use countersign_wire::rpc::Code as GrpcCode;
 use countersign_wire::status::to_finding;
 
-use crate::shared::Shared;
+use crate::shared::{PolicyState, Shared};
 use tokio::sync::watch;
 
 /// Documents given directly, as they are now.
 pub(crate) type Given = watch::Receiver<Arc<Vec<Document>>>;
+
+/// How often what has not changed is told again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -84,9 +87,7 @@ pub(crate) async fn follow_policy_files(
                 given.send_replace(Arc::new(documents));
             }
             Err(e) => {
-                let generation = shared.policies.load().as_ref().map_or(0, |p| p.generation());
-                shared.metrics.policies(generation, false);
-                tracing::error!(code = %e.code, "policy files are not used, the last good set stays: {e}");
+                shared.refuse_policies(&e, "policy files are not used, the last good set stays");
             }
         }
     }
@@ -100,15 +101,57 @@ impl Shared {
         workload.labels.clone_from(&self.labels);
         workload.mesh.clone_from(&self.mesh);
         let set = PolicySet::compile(documents, &workload, generation);
+        let mut trouble = String::new();
         for name in set.providers().filter(|p| !self.engines.names().any(|n| n == *p)) {
-            tracing::error!(
-                code = %Code::EngineMisconfigured,
-                "a CUSTOM policy names the provider `{name}`, which no `--providers` file describes: what it matches is refused"
+            trouble = format!(
+                "[{}] a CUSTOM policy names the provider `{name}`, which no --providers file describes: what it matches is refused",
+                Code::EngineMisconfigured
             );
+            tracing::error!(code = %Code::EngineMisconfigured, "{trouble}");
         }
         self.policies.store(Some(Arc::new(set)));
         self.metrics.policies(generation, true);
+        self.policy_state.send_replace(PolicyState { generation, trouble, refused: false });
         self.policies_changed.send_modify(|n| *n += 1);
+    }
+}
+
+impl Shared {
+    /// Notes that newer policies are not used.
+    fn refuse_policies(&self, why: &Finding, what: &str) {
+        let generation = self.policies.load().as_ref().map_or(0, |p| p.generation());
+        self.metrics.policies(generation, false);
+        let trouble = why.to_string();
+        self.policy_state.send_replace(PolicyState { generation, trouble, refused: true });
+        tracing::error!(code = %why.code, "{what}: {why}");
+    }
+}
+
+/// Tells the agent what became of the policies, so that `countersign status` can tell people.
+pub(crate) async fn report_policies(socket: PathBuf, shared: Arc<Shared>) {
+    let mut state = shared.policy_state.subscribe();
+    let channel = dial::unix(socket);
+    let mut backoff = Backoff::new(Duration::from_secs(30));
+    loop {
+        let PolicyState { generation, trouble, refused } = state.borrow_and_update().clone();
+        if generation > 0 || !trouble.is_empty() {
+            let report = ReportPoliciesRequest { generation, trouble, refused };
+            match NodeClient::new(channel.clone()).report_policies(report).await {
+                Ok(_) => backoff.reset(),
+                // Another vendor's agent, or an older one.
+                Err(e) if e.code() == GrpcCode::Unimplemented => return,
+                Err(_) => {
+                    let pause = backoff.pause(u32::from_be_bytes(countersign_keys::random()));
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+            }
+        }
+        // Again now and then: an agent that was restarted has forgotten.
+        let changed = tokio::time::timeout(AGAIN, state.changed()).await;
+        if matches!(changed, Ok(Err(_))) {
+            return;
+        }
     }
 }
 
@@ -197,8 +240,8 @@ pub(crate) async fn follow_agent(socket: PathBuf, shared: Arc<Shared>, mut given
                                     last = Some((told, set.generation));
                                 }
                                 Err(e) => {
-                                    shared.metrics.policies(set.generation, false);
-                                    tracing::error!(code = %e.code, "policies are not used, the last good set stays: {e}");
+                                    let what = "policies are not used, the last good set stays";
+                                    shared.refuse_policies(&e, what);
                                 }
                             }
                         }

@@ -18,8 +18,10 @@ use tokio::task::JoinSet;
 use crate::identity::{follow_files, follow_workload_api, read_files};
 use crate::options::{IdentitySource, InboundOptions, ListenerOptions, ProxyOptions};
 use crate::outbound::OutboundListener;
-use crate::policies::{follow_agent, follow_identity, follow_policy_files, read_given};
-use crate::shared::{Place, Shared};
+use crate::policies::{
+    follow_agent, follow_identity, follow_policy_files, read_given, report_policies,
+};
+use crate::shared::{Place, PolicyState, Shared};
 use crate::{inbound, outbound};
 
 /// The proxy; see [`Proxy::start`].
@@ -165,6 +167,7 @@ impl Proxy {
             credentials: Arc::new(LiveCredentials::empty()),
             policies: ArcSwapOption::empty(),
             policies_changed: watch::Sender::new(0),
+            policy_state: watch::Sender::new(PolicyState::default()),
             metrics: Arc::clone(&metrics),
             log,
             process: u64::from_be_bytes(countersign_keys::random()),
@@ -191,6 +194,7 @@ impl Proxy {
         match options.identity {
             IdentitySource::WorkloadApi { socket, id, with_policies } => {
                 if with_policies {
+                    control.spawn(report_policies(socket.clone(), Arc::clone(&shared)));
                     control.spawn(follow_agent(socket.clone(), Arc::clone(&shared), given));
                 } else {
                     control.spawn(follow_identity(Arc::clone(&shared), given));

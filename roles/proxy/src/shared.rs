@@ -17,6 +17,8 @@ pub(crate) struct Shared {
     /// `None` until policies are known; then nothing is permitted.
     pub(crate) policies: ArcSwapOption<PolicySet>,
     pub(crate) policies_changed: watch::Sender<u64>,
+    /// For whoever asks about the node.
+    pub(crate) policy_state: watch::Sender<PolicyState>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: AccessLog,
     pub(crate) process: u64,
@@ -28,6 +30,17 @@ pub(crate) struct Shared {
     pub(crate) connections: AtomicUsize,
     pub(crate) max_connections: usize,
     pub(crate) draining: watch::Sender<bool>,
+}
+
+/// What became of the policies.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PolicyState {
+    /// The generation in force; 0 for none.
+    pub(crate) generation: u64,
+    /// What is wrong with it, or why a newer one is not in force.
+    pub(crate) trouble: String,
+    /// Whether a newer one is not in force.
+    pub(crate) refused: bool,
 }
 
 /// Upstream may take this long to accept.

@@ -49,6 +49,10 @@ impl StatusCommand {
                 let mut rows = Vec::new();
                 for (part, value) in [("server", &server), ("agent", &agent)] {
                     for (k, v) in value.as_object().into_iter().flatten() {
+                        if k == "proxies" {
+                            rows.extend(v.as_array().into_iter().flatten().map(proxy_row));
+                            continue;
+                        }
                         let text = v.as_str().map_or_else(|| v.to_string(), str::to_owned);
                         rows.push(vec![part.to_owned(), k.replace('_', " "), text]);
                     }
@@ -66,6 +70,20 @@ impl StatusCommand {
         };
         Err(Finding::new(code, "not everything is well"))
     }
+}
+
+/// What became of the policies in one proxy.
+fn proxy_row(proxy: &Value) -> Vec<String> {
+    let ids: Vec<&str> =
+        proxy["spiffe_ids"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let trouble = proxy["trouble"].as_str().unwrap_or_default();
+    let generation = &proxy["policy_generation"];
+    let state = match (trouble, proxy["policies"] == "refused") {
+        ("", _) => format!("policies of generation {generation} in force"),
+        (why, false) => format!("policies of generation {generation} in force, but {why}"),
+        (why, true) => format!("policies refused, generation {generation} stays: {why}"),
+    };
+    vec![format!("proxy {}", proxy["pid"]), ids.join(", "), state]
 }
 
 async fn server_status(server: &Server) -> Value {
@@ -94,6 +112,11 @@ async fn agent_status(agent: &Agent) -> Value {
                 "server_reachable": s.server_reachable, "last_error": s.last_error,
                 "last_sync": UnixTime::from_secs(s.last_sync).to_string(),
                 "policy_generation": s.policy_generation,
+                "proxies": s.proxies.iter().map(|p| json!({
+                    "pid": p.pid, "spiffe_ids": p.spiffe_ids, "policy_generation": p.generation,
+                    "policies": if p.refused { "refused" } else { "in force" },
+                    "trouble": p.trouble,
+                })).collect::<Vec<_>>(),
             })
         }
         Err(s) => json!({"running": false, "error": agent.refused(&s).message}),

@@ -13,9 +13,37 @@ pub struct HoldRunResponse {
     #[prost(string, tag = "1")]
     pub agent_id: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportPoliciesRequest {
+    /// The generation in force; 0 if there is none.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// What is wrong with it, or why a newer one is not in force; empty if nothing is.
+    #[prost(string, tag = "2")]
+    pub trouble: ::prost::alloc::string::String,
+    /// Whether a newer one is not in force.
+    #[prost(bool, tag = "3")]
+    pub refused: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportPoliciesResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProxyPolicies {
+    /// The identities that the agent gives the process.
+    #[prost(string, repeated, tag = "1")]
+    pub spiffe_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(int32, tag = "2")]
+    pub pid: i32,
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+    #[prost(string, tag = "4")]
+    pub trouble: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub refused: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
     #[prost(string, tag = "1")]
     pub agent_id: ::prost::alloc::string::String,
@@ -40,6 +68,8 @@ pub struct StatusResponse {
     pub streams: u32,
     #[prost(uint64, tag = "11")]
     pub policy_generation: u64,
+    #[prost(message, repeated, tag = "12")]
+    pub proxies: ::prost::alloc::vec::Vec<ProxyPolicies>,
 }
 /// Generated client implementations.
 pub mod node_client {
@@ -173,6 +203,31 @@ pub mod node_client {
                 .insert(GrpcMethod::new("countersign.node.v1.Node", "HoldRun"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What a proxy made of its policies; told after every change, forgotten with the process.
+        pub async fn report_policies(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportPoliciesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportPoliciesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/countersign.node.v1.Node/ReportPolicies",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("countersign.node.v1.Node", "ReportPolicies"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn status(
             &mut self,
             request: impl tonic::IntoRequest<super::StatusRequest>,
@@ -237,6 +292,14 @@ pub mod node_server {
             &self,
             request: tonic::Request<super::HoldRunRequest>,
         ) -> std::result::Result<tonic::Response<Self::HoldRunStream>, tonic::Status>;
+        /// What a proxy made of its policies; told after every change, forgotten with the process.
+        async fn report_policies(
+            &self,
+            request: tonic::Request<super::ReportPoliciesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportPoliciesResponse>,
+            tonic::Status,
+        >;
         async fn status(
             &self,
             request: tonic::Request<super::StatusRequest>,
@@ -406,6 +469,51 @@ pub mod node_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/countersign.node.v1.Node/ReportPolicies" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportPoliciesSvc<T: Node>(pub Arc<T>);
+                    impl<
+                        T: Node,
+                    > tonic::server::UnaryService<super::ReportPoliciesRequest>
+                    for ReportPoliciesSvc<T> {
+                        type Response = super::ReportPoliciesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReportPoliciesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::report_policies(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportPoliciesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -69,6 +69,28 @@ impl api::node_server::Node for Service {
         Ok(Response::new(Box::pin(stream)))
     }
 
+    async fn report_policies(
+        &self,
+        request: Request<api::ReportPoliciesRequest>,
+    ) -> Result<Response<api::ReportPoliciesResponse>, Status> {
+        let attested = self.0.attested(&request).await?;
+        let state = self.0.state();
+        let entries = state.matching(&attested, countersign_tls::current_time());
+        if entries.is_empty() {
+            return Err(super::no_identity(&attested));
+        }
+        let spiffe_ids = entries.iter().map(|e| e.spiffe_id.to_string()).take(8).collect();
+        let process = Shared::caller(&request)?;
+        let api::ReportPoliciesRequest { generation, trouble, refused } = request.into_inner();
+        let report =
+            api::ProxyPolicies { spiffe_ids, pid: process.pid, generation, trouble, refused };
+        if !self.0.proxies.report(process, report) {
+            let what = Finding::new(Code::ServiceOverloaded, "too many proxies report");
+            return Err(from_finding(&what));
+        }
+        Ok(Response::new(api::ReportPoliciesResponse {}))
+    }
+
     async fn status(
         &self,
         _: Request<api::StatusRequest>,
@@ -94,6 +116,7 @@ impl api::node_server::Node for Service {
             last_sync: self.0.progress.last_sync.load(Ordering::Relaxed),
             streams: count(self.0.open_streams()),
             policy_generation: state.policies.generation,
+            proxies: self.0.proxies.reports(),
         }))
     }
 }
