@@ -95,7 +95,7 @@ fn yaml() {
         ),
         (
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec: {action: CUSTOM}\n",
-            &["CS5010", "CUSTOM"],
+            &["CS5003", "spec.provider.name", "CUSTOM"],
         ),
         (
             "apiVersion: spire.spiffe.io/v1alpha1\nkind: ClusterStaticEntry\nmetadata: {name: x}\nspec: {spiffeID: 'spiffe://corp.test/a b', parentID: 'spiffe://corp.test/x', selectors: ['unix:uid:1']}\n",

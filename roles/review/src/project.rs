@@ -22,6 +22,14 @@ pub(crate) struct Project {
     strict: BTreeSet<Place>,
     /// Any PeerAuthentication that says something else.
     other_modes: bool,
+    /// Namespaces that an AuthorizationPolicy without selector covers; the root namespace covers all.
+    authorized: BTreeSet<String>,
+    /// Labels that AuthorizationPolicies select, by namespace: `app=web`.
+    selected: BTreeSet<(String, String)>,
+    /// Workloads: namespace, name, labels, place.
+    workloads: Vec<(String, String, BTreeSet<String>, Place)>,
+    /// DestinationRules that switch mTLS off, by host.
+    plaintext_hosts: BTreeMap<String, Place>,
     /// Secrets that look like identities: `(namespace, secret)` to the workloads that mount them.
     mounts: BTreeMap<(String, String), BTreeMap<String, Place>>,
 }
@@ -84,6 +92,35 @@ impl Project {
                 Some(_) => self.other_modes = true,
             }
         }
+        if kind == "DestinationRule"
+            && let Some(at) = text.lines().position(|l| {
+                let code = l.split('#').next().unwrap_or_default();
+                code.split_once("mode:")
+                    .is_some_and(|(_, v)| v.trim().trim_end_matches('}').trim() == "DISABLE")
+            })
+            && let Some(host) = text.lines().find_map(|l| l.trim().strip_prefix("host:"))
+        {
+            let host = host.trim().trim_matches(['"', '\'']).to_owned();
+            let place = Place { path: path.to_owned(), line: first + at };
+            self.plaintext_hosts.entry(host).or_insert(place);
+        }
+        if kind == "AuthorizationPolicy" {
+            let namespace = metadata("namespace").unwrap_or("default").to_owned();
+            match labels(text, "matchLabels:") {
+                found if found.is_empty() => {
+                    self.authorized.insert(namespace);
+                }
+                found => self.selected.extend(found.into_iter().map(|l| (namespace.clone(), l))),
+            }
+        }
+        if WORKLOADS.contains(&kind) && self.workloads.len() < MAX {
+            let namespace = metadata("namespace").unwrap_or("default").to_owned();
+            if let Some(name) = metadata("name").filter(|n| !n.contains('{')) {
+                let labels = labels(text, "labels:");
+                let workload = format!("{kind}/{name}");
+                self.workloads.push((namespace, workload, labels, place("kind:")));
+            }
+        }
         if WORKLOADS.contains(&kind) && self.mounts.len() < MAX {
             let namespace = metadata("namespace").unwrap_or_default().to_owned();
             let Some(name) = metadata("name") else { return };
@@ -107,6 +144,10 @@ impl Project {
         self.istio.extend(other.istio);
         self.strict.extend(other.strict);
         self.other_modes |= other.other_modes;
+        self.authorized.extend(other.authorized);
+        self.selected.extend(other.selected);
+        self.workloads.extend(other.workloads);
+        self.plaintext_hosts.extend(other.plaintext_hosts);
         for (secret, users) in other.mounts {
             self.mounts.entry(secret).or_default().extend(users);
         }
@@ -129,6 +170,25 @@ impl Project {
                 String::new(),
                 what,
             ));
+        }
+        out.extend(self.uncovered(catalogue));
+        if let Some(strict) = self.strict.first() {
+            for (host, place) in &self.plaintext_hosts {
+                let what = format!(
+                    "callers of `{host}` are told to speak plaintext, and STRICT refuses it"
+                );
+                let rule = "mesh-permissive/istio-rule-against-strict";
+                if let Some(mut issue) =
+                    catalogue.issue(rule, &place.path, place.line, format!("host: {host}"), what)
+                {
+                    issue.related = vec![Related {
+                        path: strict.path.clone(),
+                        line: strict.line,
+                        message: "STRICT is demanded here".into(),
+                    }];
+                    out.push(issue);
+                }
+            }
         }
         for ((_, secret), users) in self.mounts.iter().filter(|(_, u)| u.len() > 1) {
             let mut places = users.iter();
@@ -158,6 +218,61 @@ impl Project {
     }
 }
 
+impl Project {
+    /// Workloads that no AuthorizationPolicy is about, in a tree that has some.
+    fn uncovered(&self, catalogue: &Catalogue) -> Vec<Issue> {
+        if self.authorized.is_empty() && self.selected.is_empty()
+            || self.authorized.contains("istio-system")
+        {
+            return Vec::new();
+        }
+        let covered = |namespace: &str, labels: &BTreeSet<String>| {
+            self.authorized.contains(namespace)
+                || labels.iter().any(|l| self.selected.contains(&(namespace.to_owned(), l.clone())))
+        };
+        self.workloads
+            .iter()
+            .filter(|(namespace, _, labels, _)| !covered(namespace, labels))
+            .filter_map(|(namespace, name, _, place)| {
+                let what = format!("no AuthorizationPolicy covers {name} in namespace `{namespace}`: whoever is in the mesh may call it");
+                let rule = "identity-binding-absent/istio-uncovered-workload";
+                catalogue.issue(rule, &place.path, place.line, name.clone(), what)
+            })
+            .collect()
+    }
+}
+
+/// `key=value` of the entries below every line that is `header`, or in braces behind it.
+fn labels(text: &str, header: &str) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    let mut depth = None;
+    for line in text.lines() {
+        let indent = line.len() - line.trim_start().len();
+        let bare = line.trim();
+        if let Some(flow) =
+            bare.split_once(header).map(|(_, f)| f.trim()).filter(|f| f.starts_with('{'))
+        {
+            let inner = flow.trim_start_matches('{').split('}').next().unwrap_or_default();
+            out.extend(inner.split(',').filter_map(entry));
+        } else if bare.ends_with(header) {
+            depth = Some(indent);
+        } else if let Some(d) = depth {
+            if indent <= d && !bare.is_empty() {
+                depth = None;
+            } else {
+                out.extend(entry(bare));
+            }
+        }
+    }
+    out
+}
+
+fn entry(text: &str) -> Option<String> {
+    let (key, value) = text.split_once(':')?;
+    let clean = |t: &str| t.trim().trim_matches(['"', '\'']).to_owned();
+    (!value.trim().is_empty()).then(|| format!("{}={}", clean(key), clean(value)))
+}
+
 /// Whether a Secret's name says that it is a certificate with its key, and not only what to trust.
 fn is_identity(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
@@ -166,4 +281,69 @@ fn is_identity(name: &str) -> bool {
     let trust =
         ["ca-bundle", "trust", "root-ca", "cacert", "ca-cert"].iter().any(|w| lower.contains(w));
     identity && !trust
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(files: &[(&str, &str)]) -> Vec<(String, String, usize)> {
+        let catalogue = Catalogue::built_in().unwrap();
+        let mut project = Project::default();
+        for (path, text) in files {
+            let mut one = Project::default();
+            one.look(path, Kind::Yaml, text);
+            project.merge(one);
+        }
+        project.findings(&catalogue).into_iter().map(|i| (i.rule, i.path, i.line)).collect()
+    }
+
+    const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  name: default\n  namespace: istio-system\nspec:\n  mtls: {mode: STRICT}\n";
+
+    fn deployment(name: &str, app: &str, secret: &str) -> String {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: {name}\n  namespace: shop\nspec:\n  template:\n    metadata:\n      labels:\n        app: {app}\n    spec:\n      volumes:\n      - name: id\n        secret:\n          secretName: {secret}\n"
+        )
+    }
+
+    #[test]
+    fn istio_without_a_word_on_modes_is_permissive() {
+        let rule =
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: v\n";
+        assert_eq!(found(&[("v.yaml", rule)])[0].0, "mesh-permissive/istio-no-strict-default");
+        assert!(found(&[("v.yaml", rule), ("p.yaml", STRICT)]).is_empty());
+    }
+
+    #[test]
+    fn a_rule_that_speaks_plaintext_to_what_is_strict() {
+        let off = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: d\nspec:\n  host: api.shop\n  trafficPolicy:\n    tls:\n      mode: DISABLE\n";
+        let all = found(&[("d.yaml", off), ("p.yaml", STRICT)]);
+        assert_eq!(all, [("mesh-permissive/istio-rule-against-strict".into(), "d.yaml".into(), 9)]);
+        let mutual = off.replace("DISABLE", "ISTIO_MUTUAL");
+        assert!(found(&[("d.yaml", &mutual), ("p.yaml", STRICT)]).is_empty());
+    }
+
+    #[test]
+    fn one_certificate_for_several_workloads() {
+        let (a, b) = (deployment("a", "a", "api-tls"), deployment("b", "b", "api-tls"));
+        let all = found(&[("a.yaml", &a), ("b.yaml", &b)]);
+        assert_eq!(all, [("identity-binding-absent/shared-identity".into(), "a.yaml".into(), 15)]);
+        let own = deployment("b", "b", "b-tls");
+        assert!(found(&[("a.yaml", &a), ("b.yaml", &own)]).is_empty());
+        let trust = (deployment("a", "a", "ca-bundle-tls"), deployment("b", "b", "ca-bundle-tls"));
+        assert!(found(&[("a.yaml", &trust.0), ("b.yaml", &trust.1)]).is_empty());
+    }
+
+    #[test]
+    fn a_workload_that_no_policy_is_about() {
+        let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: p\n  namespace: shop\nspec:\n  selector:\n    matchLabels:\n      app: a\n  rules: []\n";
+        let (a, b) = (deployment("a", "a", "a-tls"), deployment("b", "b", "b-tls"));
+        let all = found(&[("p.yaml", policy), ("s.yaml", STRICT), ("a.yaml", &a), ("b.yaml", &b)]);
+        assert_eq!(
+            all,
+            [("identity-binding-absent/istio-uncovered-workload".into(), "b.yaml".into(), 2)]
+        );
+        let whole = policy.replace("  selector:\n    matchLabels:\n      app: a\n", "");
+        assert!(found(&[("p.yaml", &whole), ("s.yaml", STRICT), ("b.yaml", &b)]).is_empty());
+    }
 }

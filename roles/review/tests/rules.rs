@@ -47,6 +47,8 @@ fn every_pattern_is_a_regular_expression() {
 #[test]
 fn every_rule_on_text_has_an_example_of_both_kinds() {
     let by_code = [
+        "mesh-permissive/istio-rule-against-strict",
+        "identity-binding-absent/istio-uncovered-workload",
         "key-material-committed/pem",
         "key-material-committed/pkcs12",
         "key-material-committed/jks",
