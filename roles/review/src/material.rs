@@ -19,7 +19,7 @@ const DAY: u64 = 86_400;
 /// Where a private key in PEM begins: whole, in a string with escaped line ends, or indented.
 static KEY: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
-        r"-----BEGIN ((?:RSA |EC |DSA |OPENSSH |ENCRYPTED )?PRIVATE KEY)-----([^-]*)-----END",
+        r"-----BEGIN ((?:RSA |EC |DSA |OPENSSH |ENCRYPTED )?PRIVATE KEY)-----([\s\S]*?)-----END",
     )
     .ok()
 });
