@@ -82,6 +82,9 @@ fn what_cannot_be_read_never_passes() {
     let out = review(&home, &[&big]);
     assert_eq!(out.status.code(), Some(1), "{}", text(&out.stderr));
     assert!(text(&out.stderr).contains("unreadable: ") && text(&out.stderr).contains("4 MiB"));
+    let some = review(&home, &["/nonexistent", &put(&home, "a.go", BAD)]);
+    assert_eq!(some.status.code(), Some(10), "what can be read is reviewed");
+    assert!(text(&some.stderr).contains("unreadable: /nonexistent"), "{}", text(&some.stderr));
     let missing = review(&home, &["/nonexistent"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains("CS5005"), "{}", text(&missing.stderr));
@@ -110,6 +113,15 @@ fn a_baseline_hides_what_was_there_and_not_what_is_new() {
     let out = review(&home, &["--baseline", &list, &tree]);
     assert_eq!(out.status.code(), Some(10));
     assert_eq!(text(&out.stdout).lines().count(), 2, "one is new: {}", text(&out.stdout));
+    std::fs::write(&list, "{}").unwrap();
+    let one = home.path("tree/client.go").to_str().unwrap().to_owned();
+    std::fs::write(&file, BAD).unwrap();
+    assert_eq!(review(&home, &["--write-baseline", &list, &tree]).status.code(), Some(0));
+    assert_eq!(
+        review(&home, &["--baseline", &list, &one]).status.code(),
+        Some(0),
+        "one file of it"
+    );
     std::fs::write(&list, "{}").unwrap();
     let broken = review(&home, &["--baseline", &list, &tree]);
     assert_eq!(broken.status.code(), Some(2), "{}", text(&broken.stderr));
@@ -140,7 +152,7 @@ fn fixes_are_only_made_where_they_are_safe() {
 }
 
 #[test]
-fn since_reports_only_lines_that_changed() {
+fn since_reports_only_what_a_change_brings() {
     let home = Home::new();
     let tree = home.path("tree").to_str().unwrap().to_owned();
     put(&home, "tree/old.go", BAD);
@@ -180,7 +192,18 @@ fn since_reports_only_lines_that_changed() {
     assert_eq!(places, ["both.go:8", "new.go:4"]);
     let bad = review(&home, &["--since", "no-such-revision", &tree]);
     assert!(text(&bad.stderr).contains("--since"), "{}", text(&bad.stderr));
-    assert_ne!(bad.status.code(), Some(0));
+    assert_eq!(bad.status.code(), Some(2));
+    // A line that is taken away, a name that git would quote, a file that only moves.
+    let safe = "import ssl\nc = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\nc.verify_mode = ssl.CERT_REQUIRED\nc.load_cert_chain('a')\n";
+    put(&home, "tree/sérvér.py", safe);
+    git(&["add", "."]);
+    git(&["commit", "-qm", "b"]);
+    put(&home, "tree/sérvér.py", &safe.replace("c.verify_mode = ssl.CERT_REQUIRED\n", ""));
+    git(&["mv", "old.go", "moved.go"]);
+    let value = json(&home, &["--since", "HEAD", &tree]);
+    let rules: Vec<&str> =
+        value["findings"].as_array().unwrap().iter().map(|f| f["rule"].as_str().unwrap()).collect();
+    assert_eq!(rules, ["server-client-auth-absent/py-context-server"], "{value}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl<'c> Engine<'c> {
         Self { catalogue, by_kind }
     }
 
-    /// The shapes that match somewhere in the text as it stands, comments and all.
+    /// The shapes whose words the text holds. Whether they match is seen once comments are out of the way.
     fn candidates<'s>(&'s self, selected: &'s Selected, text: &str) -> Vec<(&'s Rule, &'s Shape)> {
         let shape = |(r, s): &(usize, usize)| {
             let rule = &self.catalogue.rules[*r];
@@ -54,10 +54,7 @@ impl<'c> Engine<'c> {
         let words = selected.words.get_or_init(|| {
             Words::new(selected.shapes.iter().map(|at| shape(at).1.pattern.as_str()))
         });
-        let mut out: Vec<(&Rule, &Shape)> =
-            words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect();
-        out.retain(|(_, s)| s.pattern.get().is_some_and(|p| p.is_match(text)));
-        out
+        words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect()
     }
 
     /// Every finding in one file. `Err` if its syntax cannot be followed at all.
@@ -101,7 +98,7 @@ impl<'c> Engine<'c> {
             shape(rule, s, &source, &mut out);
         }
         settle(&mut out);
-        suppress::apply(&source, &mut out, today);
+        suppress::apply(text, &|a, b| source.same_document(a, b), &mut out, today);
         Ok(out)
     }
 }

@@ -1,6 +1,8 @@
 //! What a review finds.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 
 use countersign_findings::Severity;
 use countersign_x509::{hex, sha256};
@@ -78,12 +80,16 @@ pub struct Allowed {
     pub reason: String,
 }
 
-/// Gives every issue its fingerprint: rule, path, the line without blanks, and which of several such lines.
-pub(crate) fn fingerprint(issues: &mut [Issue], root: &str) {
-    let mut seen = std::collections::HashMap::new();
+/// Gives every issue its fingerprint: rule, path from `base`, the line without blanks, and which of several such
+/// lines.
+pub(crate) fn fingerprint(issues: &mut [Issue], base: &Path) {
+    let mut seen = HashMap::new();
+    let mut paths: HashMap<String, String> = HashMap::new();
     for issue in issues {
-        let path =
-            issue.path.strip_prefix(root).unwrap_or(&issue.path).trim_start_matches(['.', '/']);
+        let path = paths.entry(issue.path.clone()).or_insert_with_key(|given| {
+            let whole = std::fs::canonicalize(given).unwrap_or_else(|_| given.into());
+            whole.strip_prefix(base).unwrap_or(&whole).display().to_string()
+        });
         let line: String = issue.evidence.split_whitespace().collect();
         let text = format!("{}\n{path}\n{line}", issue.rule);
         let count = seen.entry(text.clone()).or_insert(0_usize);

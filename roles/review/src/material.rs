@@ -79,7 +79,7 @@ pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str, now: UnixTi
             if is_key_body(body.as_str()) {
                 let encrypted =
                     label.as_str().starts_with("ENCRYPTED") || body.as_str().contains("ENCRYPTED");
-                let what = format!("a {} is part of the tree", name_of(label.as_str(), encrypted));
+                let what = format!("{} in the tree", name_of(label.as_str(), encrypted));
                 let line = line_of(text, whole.start());
                 let mut issue =
                     make(catalogue, "key-material-committed/pem", path, text, line, what);
@@ -188,7 +188,7 @@ pub(crate) fn in_file(
                     0,
                     what.to_owned(),
                 ));
-            } else if path.to_ascii_lowercase().ends_with(".key") && is_der_key(bytes) {
+            } else if is_der_key(bytes) {
                 let what = "a private key in DER is part of the tree".to_owned();
                 out.extend(make(catalogue, "key-material-committed/pem", path, "", 0, what));
             }

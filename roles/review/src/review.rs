@@ -1,5 +1,6 @@
 //! A whole review: files, in parallel; then what only many files together show.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,8 @@ use crate::kind::Kind;
 use crate::material;
 use crate::project::Project;
 use crate::rule::Catalogue;
-use crate::walk::{MAX_MATERIAL, MAX_TEXT, files, shown};
+use crate::suppress;
+use crate::walk::{MAX_MATERIAL, MAX_TEXT, base, files, shown};
 
 /// What to look at, and when that is.
 #[derive(Clone, Debug)]
@@ -60,7 +62,7 @@ pub fn review(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, Finding> {
     let engine = Engine::new(catalogue);
-    let paths = files(&options.paths, options.everything)?;
+    let (paths, bad) = files(&options.paths, options.everything)?;
     let next = AtomicUsize::new(0);
     let merged = Mutex::new((Report::default(), Project::default()));
     std::thread::scope(|scope| {
@@ -88,12 +90,9 @@ pub fn review(
     report.issues.sort_by(|a, b| {
         (&a.path, a.line, a.column, &a.rule).cmp(&(&b.path, b.line, b.column, &b.rule))
     });
+    report.unreadable.extend(bad);
     report.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
-    let root = match options.paths.as_slice() {
-        [one] => shown(one),
-        _ => String::new(),
-    };
-    fingerprint(&mut report.issues, &root);
+    fingerprint(&mut report.issues, &base(&options.paths));
     Ok(report)
 }
 
@@ -121,8 +120,28 @@ impl<'c> Reviewer<'c> {
             Some(kind) => self.engine.review(path, kind, text, today)?,
             None => Vec::new(),
         };
-        issues.extend(material::in_text(self.catalogue, path, text, now));
+        issues.extend(keys(self.catalogue, path, text, now, today));
         Ok(issues)
+    }
+}
+
+/// Key material in text, as far as no exception covers it.
+fn keys(catalogue: &Catalogue, path: &str, text: &str, now: UnixTime, today: &str) -> Vec<Issue> {
+    let mut out = material::in_text(catalogue, path, text, now);
+    suppress::apply(text, &|_, _| true, &mut out, today);
+    out
+}
+
+/// UTF-8, or UTF-16 with its mark; `None` for anything else.
+fn decoded(bytes: &[u8]) -> Option<Cow<'_, str>> {
+    let wide = |rest: &[u8], pair: fn([u8; 2]) -> u16| {
+        let units: Vec<u16> = rest.chunks_exact(2).map(|c| pair([c[0], c[1]])).collect();
+        String::from_utf16(&units).ok().map(Cow::Owned)
+    };
+    match bytes {
+        [0xff, 0xfe, rest @ ..] => wide(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => wide(rest, u16::from_be_bytes),
+        _ => std::str::from_utf8(bytes).ok().map(Cow::Borrowed),
     }
 }
 
@@ -142,7 +161,10 @@ fn one(
         Ok(meta) => meta.len(),
         Err(e) => return unreadable(e.to_string()),
     };
-    if material::is_interesting(&name) && size <= MAX_MATERIAL {
+    if material::is_interesting(&name) && size > MAX_MATERIAL {
+        return unreadable(format!("larger than {} MiB", MAX_MATERIAL >> 20));
+    }
+    if material::is_interesting(&name) {
         match read_bounded(path, MAX_MATERIAL) {
             Ok(bytes) => {
                 report.issues.extend(material::in_file(catalogue, &name, &bytes, options.now))
@@ -161,19 +183,25 @@ fn one(
         Ok(bytes) => bytes,
         Err(e) => return unreadable(e.finding().message),
     };
-    let text = match std::str::from_utf8(&bytes) {
-        Ok(text) => std::borrow::Cow::Borrowed(text),
+    let text = match decoded(&bytes) {
+        Some(text) => text,
         // Old sources have other encodings; what matters in them is ASCII.
-        Err(_) if by_name.is_some() && !bytes.contains(&0) => String::from_utf8_lossy(&bytes),
-        Err(_) => return,
+        None if by_name.is_some() && !bytes.contains(&0) => String::from_utf8_lossy(&bytes),
+        None if by_name.is_some() => return unreadable("neither UTF-8 nor UTF-16".into()),
+        None => return,
     };
+    let same_bytes = text.len() == bytes.len();
     report.files += 1;
     report.lines += text.lines().count();
-    report.issues.extend(material::in_text(catalogue, &name, &text, options.now));
+    report.issues.extend(keys(catalogue, &name, &text, options.now, &options.today));
     let Some(kind) = Kind::of(&name, &text) else { return };
     project.look(&name, kind, &text);
     match engine.review(&name, kind, &text, &options.today) {
-        Ok(issues) => report.issues.extend(issues),
+        Ok(mut issues) => {
+            // Places in what was decoded are none in the file.
+            issues.iter_mut().filter(|_| !same_bytes).for_each(|i| i.edit = None);
+            report.issues.extend(issues);
+        }
         Err(reason) => report.unreadable.push(Unreadable { path: name, reason }),
     }
 }

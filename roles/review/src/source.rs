@@ -197,7 +197,14 @@ impl<'a> Source<'a> {
             Scope::Path | Scope::Keys | Scope::Guard => return None,
             Scope::Match => at.clone(),
             Scope::Line => self.line_range(at, 0),
-            Scope::Around => self.line_range(at, 4),
+            Scope::Around => {
+                // What the next function does says nothing about this one.
+                let lines = self.line_range(at, 4);
+                match self.function(at) {
+                    Some(f) => lines.start.max(f.start)..lines.end.min(f.end).max(at.end),
+                    None => lines,
+                }
+            }
             Scope::Call => {
                 innermost(&self.parts.calls, at).unwrap_or_else(|| self.line_range(at, 0))
             }

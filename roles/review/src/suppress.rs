@@ -2,7 +2,6 @@
 //! before. One without a reason, or whose day has passed, does not count.
 
 use crate::issue::{Allowed, Issue};
-use crate::source::Source;
 
 /// What stands at the beginning of an exception.
 const MARK: &str = "countersign:allow";
@@ -12,6 +11,8 @@ struct Exception {
     what: String,
     until: Option<String>,
     reason: String,
+    /// An annotation covers its document.
+    annotation: bool,
 }
 
 fn exceptions(text: &str) -> Vec<Exception> {
@@ -21,7 +22,8 @@ fn exceptions(text: &str) -> Vec<Exception> {
     let mut out = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let rest = match (line.split_once(MARK), line.split_once("countersign.dev/allow")) {
-            (Some((_, rest)), _) => rest,
+            (Some((before, rest)), _) if is_comment(before) => rest,
+            (Some(_), _) => continue,
             // As an annotation: `countersign.dev/allow: "CLASS until=… reason=…"`.
             (None, Some((_, rest))) => rest.trim_start_matches([':', '"', '\'', ' ']),
             (None, None) => continue,
@@ -36,9 +38,15 @@ fn exceptions(text: &str) -> Vec<Exception> {
         let until =
             value("until=").map(|v| v.split_whitespace().next().unwrap_or_default().to_owned());
         let reason = value("reason=").unwrap_or_default().trim_matches('"').trim().to_owned();
-        out.push(Exception { line: i + 1, what, until, reason });
+        out.push(Exception { line: i + 1, what, until, reason, annotation: !line.contains(MARK) });
     }
     out
+}
+
+/// Whether what stands before the mark opens a comment; in a string it would be anybody's word.
+fn is_comment(before: &str) -> bool {
+    let before = before.trim_end();
+    ["#", "//", "/*", "*", "--", ";", "<!--"].iter().any(|open| before.ends_with(open))
 }
 
 /// `YYYY-MM-DD`, so that comparing text compares days.
@@ -50,9 +58,18 @@ fn is_day(text: &str) -> bool {
             .all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() })
 }
 
-/// Marks what is allowed. What has run out says so and counts again.
-pub(crate) fn apply(source: &Source<'_>, issues: &mut [Issue], today: &str) {
-    let all = exceptions(source.raw);
+/// Marks what is allowed. What has run out says so and counts again. `same_document` tells which lines an
+/// annotation covers.
+pub(crate) fn apply(
+    text: &str,
+    same_document: &dyn Fn(usize, usize) -> bool,
+    issues: &mut [Issue],
+    today: &str,
+) {
+    if issues.is_empty() {
+        return;
+    }
+    let all = exceptions(text);
     if all.is_empty() {
         return;
     }
@@ -60,7 +77,7 @@ pub(crate) fn apply(source: &Source<'_>, issues: &mut [Issue], today: &str) {
         let covers = |e: &&Exception| {
             let near = e.line == issue.line
                 || e.line + 1 == issue.line
-                || is_annotation(source, e.line) && source.same_document(e.line, issue.line);
+                || e.annotation && same_document(e.line, issue.line);
             near && (e.what == issue.class.name || e.what == issue.rule)
         };
         let Some(e) = all.iter().find(covers) else { continue };
@@ -75,9 +92,4 @@ pub(crate) fn apply(source: &Source<'_>, issues: &mut [Issue], today: &str) {
             issue.allowed = Some(Allowed { until: e.until.clone(), reason: e.reason.clone() });
         }
     }
-}
-
-/// An annotation covers its document.
-fn is_annotation(source: &Source<'_>, line: usize) -> bool {
-    source.line(line).contains("countersign.dev/allow")
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use countersign_findings::{Code, Finding};
 use ignore::WalkBuilder;
 
+use crate::review::Unreadable;
+
 /// Largest file in bytes that is read as text.
 pub(crate) const MAX_TEXT: u64 = 4 << 20;
 /// Largest file in bytes that is read as key material.
@@ -16,15 +18,30 @@ const MAX_FILES: usize = 2_000_000;
 const VENDORED: [&str; 8] =
     ["node_modules", "vendor", "third_party", ".git", "target", ".venv", "site-packages", "dist"];
 
-/// Every file in `paths` that .gitignore does not hide. A path that is given itself is always looked at.
-pub(crate) fn files(paths: &[PathBuf], everything: bool) -> Result<Vec<PathBuf>, Finding> {
+/// Every file in `paths` that .gitignore does not hide, and what could not be looked at. A path that is given
+/// itself is always looked at; if nothing that is given can be, that is an error.
+pub(crate) fn files(
+    paths: &[PathBuf],
+    everything: bool,
+) -> Result<(Vec<PathBuf>, Vec<Unreadable>), Finding> {
     let mut out = Vec::new();
+    let mut bad: Vec<Unreadable> = Vec::new();
+    let mut usable = 0;
     for path in paths {
-        let meta = std::fs::metadata(path).map_err(|e| {
-            let text = format!("cannot read `{}`: {e}", path.display());
-            Finding::new(Code::FileUnreadable, text)
-        })?;
-        if !meta.is_dir() {
+        let unreadable = |reason: String| Unreadable { path: shown(path), reason };
+        let meta = match std::fs::metadata(path) {
+            Ok(meta) => meta,
+            Err(e) => {
+                bad.push(unreadable(e.to_string()));
+                continue;
+            }
+        };
+        if !meta.is_dir() && !meta.is_file() {
+            bad.push(unreadable("neither a file nor a directory".into()));
+            continue;
+        }
+        usable += 1;
+        if meta.is_file() {
             out.push(path.clone());
             continue;
         }
@@ -45,9 +62,12 @@ pub(crate) fn files(paths: &[PathBuf], everything: bool) -> Result<Vec<PathBuf>,
             })
             .build();
         for entry in walk {
-            let entry = entry.map_err(|e| Finding::new(Code::FileUnreadable, e.to_string()))?;
-            if entry.file_type().is_some_and(|t| t.is_file()) {
-                out.push(entry.into_path());
+            match entry {
+                Ok(entry) if entry.file_type().is_some_and(|t| t.is_file()) => {
+                    out.push(entry.into_path());
+                }
+                Ok(_) => {}
+                Err(e) => bad.push(unreadable(e.to_string())),
             }
             if out.len() > MAX_FILES {
                 return Err(Finding::new(
@@ -58,13 +78,33 @@ pub(crate) fn files(paths: &[PathBuf], everything: bool) -> Result<Vec<PathBuf>,
             }
         }
     }
+    if let (0, Some(first)) = (usable, bad.first()) {
+        let text = format!("cannot read `{}`: {}", first.path, first.reason);
+        return Err(Finding::new(Code::FileUnreadable, text));
+    }
     out.sort();
     out.dedup();
-    Ok(out)
+    Ok((out, bad))
+}
+
+/// Where paths begin that fingerprints are made of: the repository, else what was given. So they are the same
+/// for a whole tree and for one file of it.
+pub(crate) fn base(paths: &[PathBuf]) -> PathBuf {
+    let Some(first) = paths.first().and_then(|p| std::fs::canonicalize(p).ok()) else {
+        return PathBuf::new();
+    };
+    let start =
+        if first.is_dir() { first } else { first.parent().map(Path::to_owned).unwrap_or_default() };
+    start.ancestors().find(|d| d.join(".git").exists()).map_or(start.clone(), Path::to_owned)
 }
 
 /// The path as it is shown, with `/`.
 pub(crate) fn shown(path: &Path) -> String {
     let text = path.display().to_string();
-    text.strip_prefix("./").unwrap_or(&text).to_owned()
+    // A line end in a name would break every line that it is printed in.
+    text.strip_prefix("./")
+        .unwrap_or(&text)
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }

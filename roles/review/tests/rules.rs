@@ -141,6 +141,10 @@ fn an_exception_needs_a_reason_and_ends_on_its_day() {
             issue.message
         );
     }
+    let in_string = "package a\nvar s = \"countersign:allow client-verify-disabled reason=x\"; var c = tls.Config{InsecureSkipVerify: true}\n";
+    assert!(review("a.go", in_string)[0].allowed.is_none(), "anybody's word in a string");
+    let no_day = with("countersign:allow client-verify-disabled until=2027-13-45 reason=lab");
+    assert!(no_day.allowed.is_none());
     let other = with("countersign:allow weak-cert reason=lab only");
     assert!(other.allowed.is_none() && !other.message.contains("exception"));
 }
@@ -154,6 +158,35 @@ fn files_in_files_are_read_at_their_lines() {
         (found[0].rule.as_str(), found[0].line),
         ("server-client-auth-optional/nginx-optional", 6)
     );
+}
+
+#[test]
+fn spellings_of_yaml_are_the_same_to_it() {
+    for text in [
+        "kind: PeerAuthentication\nspec:\n  mtls:\n    mode: PERMISSIVE # for now\n",
+        "kind: PeerAuthentication\nspec:\n  mtls:\n    mode: 'PERMISSIVE'\n",
+        "\"kind\": \"PeerAuthentication\"\n\"spec\":\n  \"mtls\":\n    \"mode\": \"PERMISSIVE\"\n",
+        "{\"kind\": \"PeerAuthentication\", \"spec\": {\"mtls\": {\"mode\": \"PERMISSIVE\"}}}\n",
+    ] {
+        for file in ["a.yaml", "a.json"] {
+            if file == "a.json" && !text.starts_with('{') {
+                continue;
+            }
+            let found = review(file, text);
+            assert_eq!(found.len(), 1, "{file}: {text}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn what_another_function_does_right_excuses_nothing() {
+    let go = "package a\nfunc f() *tls.Config { return &tls.Config{InsecureSkipVerify: true} }\nfunc g(c *x509.Certificate) error {\n\t_, err := c.Verify(x509.VerifyOptions{Roots: roots, DNSName: \"x\"})\n\treturn err\n}\n";
+    assert_eq!(review("a.go", go)[0].rule, "client-verify-disabled/go-skip-verify");
+    let grpc = "package a\nfunc m() { grpc.NewClient(\"db:443\", grpc.WithTransportCredentials(insecure.NewCredentials())) }\nfunc n() { grpc.NewClient(\"localhost:443\", grpc.WithTransportCredentials(insecure.NewCredentials())) }\n";
+    let lines: Vec<usize> = review("a.go", grpc).iter().map(|i| i.line).collect();
+    assert_eq!(lines, [2]);
+    let py = "import ssl\nc = ssl.create_default_context()\nc.check_hostname = False\nc.verify_mode = ssl.CERT_NONE\nd = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\nd.verify_mode = ssl.CERT_REQUIRED\n";
+    assert_eq!(review("a.py", py)[0].rule, "client-verify-disabled/py-verify-false");
 }
 
 #[test]

@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::{Args, ValueEnum};
 use countersign_findings::{Code, Finding, Severity};
 use countersign_keys::read_bounded;
-use countersign_review::{Catalogue, Issue, Options, Report, apply_edits, review};
+use countersign_review::{
+    Catalogue, Issue, Options, Report, Reviewer, Unreadable, apply_edits, review,
+};
 use countersign_tls::current_time;
 use serde_json::{Value, json};
 
@@ -30,7 +32,7 @@ const EXAMPLES: &str = "\
 Examples:
   countersign review .                                  everything that git knows of
   countersign review --format sarif . > review.sarif    for GitHub and other viewers
-  countersign review --since origin/main .              only what a change adds
+  countersign review --since origin/main .              only what a change brings
   countersign review --write-baseline review.json .     accept what is there now, report what is new:
   countersign review --baseline review.json .
   countersign review --explain client-verify-disabled/go-skip-verify
@@ -91,7 +93,7 @@ pub(crate) struct ReviewCommand {
     /// Leave with exit code 10 if something is at least this bad
     #[arg(long, value_enum, default_value = "medium", value_name = "SEVERITY")]
     fail_on: Threshold,
-    /// Leave out what is less bad than this
+    /// Leave out what is less bad than this; `never` leaves out nothing
     #[arg(long, value_enum, default_value = "low", value_name = "SEVERITY")]
     show: Threshold,
     /// Only this class or rule; repeat for more
@@ -106,7 +108,7 @@ pub(crate) struct ReviewCommand {
     /// Write the findings to this file, to be left out from now on
     #[arg(long, value_name = "FILE", conflicts_with = "baseline")]
     write_baseline: Option<PathBuf>,
-    /// Only findings in lines that changed since this git revision
+    /// Only findings that were not there at this git revision
     #[arg(long, value_name = "REV")]
     since: Option<String>,
     /// Rewrite what can be made safe without knowing more
@@ -154,7 +156,7 @@ impl ReviewCommand {
         for id in self.only.iter().chain(&self.skip) {
             known_id(&catalogue, id)?;
         }
-        let outcome = self.look(&catalogue, global)?;
+        let mut outcome = self.look(&catalogue, global)?;
         if outcome.report.files == 0
             && outcome.report.issues.is_empty()
             && outcome.report.unreadable.is_empty()
@@ -163,6 +165,9 @@ impl ReviewCommand {
             return Err(Finding::new(Code::NothingToExamine, what)
                 .hint("name files or directories with source, configuration, certificates or keys; --everything also looks at what .gitignore hides"));
         }
+        if self.fix {
+            fix(&mut outcome.report);
+        }
         if let Some(path) = &self.write_baseline {
             baseline::write(path, &outcome.report)?;
             output::note(&format!(
@@ -170,9 +175,6 @@ impl ReviewCommand {
                 outcome.report.issues.len(),
                 path.display()
             ));
-        }
-        if self.fix {
-            fix(&outcome.report)?;
         }
         match format {
             ReviewFormat::Table => table::print(&outcome)?,
@@ -210,7 +212,11 @@ impl ReviewCommand {
         let mut report = review(catalogue, &options, &progress)?;
         if let Some(revision) = &self.since {
             let changed = since::changed(revision, &self.paths)?;
-            report.issues.retain(|i| changed.touches(&i.path, i.line, i.end_line));
+            let reviewer = Reviewer::new(catalogue);
+            let before = |path: &str, text: &str| {
+                reviewer.text(path, text, options.now, &options.today).unwrap_or_default()
+            };
+            since::only_new(&mut report.issues, &changed, &before);
         }
         let named = |i: &Issue, id: &String| *id == i.rule || *id == i.class.name;
         report.issues.retain(|i| {
@@ -343,29 +349,36 @@ fn to_json(i: &Issue) -> Value {
     })
 }
 
-/// Rewrites files in which something can be made safe.
-fn fix(report: &Report) -> Result<(), Finding> {
-    let mut by_file: BTreeMap<&str, Vec<&Issue>> = BTreeMap::new();
+/// Rewrites files in which something can be made safe, and takes those findings out of the report. A file that
+/// cannot be written keeps its findings and is told of.
+fn fix(report: &mut Report) {
+    let mut by_file: BTreeMap<String, Vec<Issue>> = BTreeMap::new();
     for issue in report.issues.iter().filter(|i| i.edit.is_some() && i.allowed.is_none()) {
-        by_file.entry(&issue.path).or_default().push(issue);
+        by_file.entry(issue.path.clone()).or_default().push(issue.clone());
     }
     for (path, issues) in by_file {
-        let path = PathBuf::from(path);
-        let bytes = read_bounded(&path, 4 << 20).map_err(|e| e.finding())?;
-        let text = std::str::from_utf8(&bytes).map_err(|_| {
-            Finding::new(Code::ConfigSyntax, "not UTF-8").at(path.display().to_string())
-        })?;
-        let mode = std::os::unix::fs::PermissionsExt::mode(
-            &std::fs::metadata(&path)
-                .map_err(|e| Finding::new(Code::FileUnreadable, e.to_string()))?
-                .permissions(),
-        );
-        let changed = apply_edits(text, &issues);
-        countersign_keys::write_atomic(&path, changed.as_bytes(), mode & 0o777)
-            .map_err(|e| e.finding())?;
-        for issue in issues {
+        if let Err(e) = rewrite(&path, &issues) {
+            report
+                .unreadable
+                .push(Unreadable { path, reason: format!("not fixed: {}", e.message) });
+            continue;
+        }
+        for issue in &issues {
             output::note(&format!("fixed {}:{} {}", issue.path, issue.line, issue.rule));
         }
+        report.issues.retain(|i| !issues.iter().any(|f| f.fingerprint == i.fingerprint));
     }
-    Ok(())
+}
+
+fn rewrite(path: &str, issues: &[Issue]) -> Result<(), Finding> {
+    let path = PathBuf::from(path);
+    let bytes = read_bounded(&path, 4 << 20).map_err(|e| e.finding())?;
+    let text =
+        std::str::from_utf8(&bytes).map_err(|_| Finding::new(Code::ConfigSyntax, "not UTF-8"))?;
+    let meta =
+        std::fs::metadata(&path).map_err(|e| Finding::new(Code::FileUnreadable, e.to_string()))?;
+    let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777;
+    let all: Vec<&Issue> = issues.iter().collect();
+    countersign_keys::write_atomic(&path, apply_edits(text, &all).as_bytes(), mode)
+        .map_err(|e| e.finding())
 }

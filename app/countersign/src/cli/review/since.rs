@@ -1,41 +1,60 @@
-//! Lines that changed since a revision.
+//! What a change brings: findings that the same file did not have at a revision.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use countersign_findings::{Code, Finding};
+use countersign_review::Issue;
 
-/// Changed lines by absolute path; `None` for files that are wholly new.
-pub(super) struct Changed(HashMap<PathBuf, Option<Vec<RangeInclusive<usize>>>>);
+/// Changed files by absolute path, with their text at the revision; `None` for new ones.
+pub(super) struct Changed(HashMap<PathBuf, Option<String>>);
 
-impl Changed {
-    /// Whether one of these lines changed. A finding about a file as a whole counts if the file did.
-    pub(super) fn touches(&self, path: &str, first: usize, last: usize) -> bool {
-        let Ok(path) = std::fs::canonicalize(path) else { return false };
-        match self.0.get(&path) {
-            None => false,
-            Some(None) => true,
-            Some(Some(_)) if first == 0 => true,
-            Some(Some(ranges)) => ranges.iter().any(|r| *r.start() <= last && first <= *r.end()),
+/// Keeps what is new in changed files. So a line that was taken away counts where it leaves a flaw, and one that
+/// only moved does not.
+pub(super) fn only_new(
+    issues: &mut Vec<Issue>,
+    changed: &Changed,
+    review: &dyn Fn(&str, &str) -> Vec<Issue>,
+) {
+    // What a file had, by rule and line of code, and how often.
+    let mut had: HashMap<String, HashMap<(String, String), usize>> = HashMap::new();
+    let key = |i: &Issue| (i.rule.clone(), i.evidence.split_whitespace().collect::<String>());
+    issues.retain(|issue| {
+        let Ok(path) = std::fs::canonicalize(&issue.path) else { return false };
+        let Some(before) = changed.0.get(&path) else { return false };
+        let Some(text) = before else { return true };
+        let had = had.entry(issue.path.clone()).or_insert_with(|| {
+            let mut counts = HashMap::new();
+            for old in review(&issue.path, text) {
+                *counts.entry(key(&old)).or_insert(0) += 1;
+            }
+            counts
+        });
+        match had.get_mut(&key(issue)) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                false
+            }
+            _ => true,
         }
-    }
+    });
 }
 
-fn git(directory: &Path, arguments: &[&str]) -> Result<String, Finding> {
-    let failed = |what: String| Finding::new(Code::FileUnreadable, format!("--since: {what}"));
+fn git(directory: &Path, arguments: &[&str]) -> Result<Vec<u8>, Finding> {
     let out = Command::new("git")
         .arg("-C")
         .arg(directory)
         .args(arguments)
         .output()
-        .map_err(|e| failed(format!("cannot run git: {e}")))?;
+        .map_err(|e| super::invalid(format!("--since: cannot run git: {e}")))?;
     if !out.status.success() {
         let text = String::from_utf8_lossy(&out.stderr);
-        return Err(failed(text.lines().next().unwrap_or("git failed").to_owned()));
+        let first = text.lines().next().unwrap_or("git failed").to_owned();
+        return Err(super::invalid(format!("--since: {first}"))
+            .hint("name a commit, branch or tag of the repository that the paths are in"));
     }
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    Ok(out.stdout)
 }
 
 pub(super) fn changed(revision: &str, paths: &[PathBuf]) -> Result<Changed, Finding> {
@@ -47,53 +66,40 @@ pub(super) fn changed(revision: &str, paths: &[PathBuf]) -> Result<Changed, Find
         let directory =
             if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-        let top = PathBuf::from(git(directory, &["rev-parse", "--show-toplevel"])?.trim_end());
-        // Untracked files are new in every line.
-        for name in git(&top, &["ls-files", "--others", "--exclude-standard", "-z"])?.split('\0') {
-            if !name.is_empty() {
-                out.insert(top.join(name), None);
+        let top = git(directory, &["rev-parse", "--show-toplevel"])?;
+        let top = PathBuf::from(String::from_utf8_lossy(&top).trim_end());
+        let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        for file in
+            git(&top, &["ls-files", "--others", "--exclude-standard", "-z"])?.split(|b| *b == 0)
+        {
+            if !file.is_empty() {
+                out.insert(top.join(name(file)), None);
             }
         }
-        let diff = git(
-            &top,
-            &[
-                "diff",
-                "--unified=0",
-                "--no-color",
-                "--no-ext-diff",
-                "--no-prefix",
-                "--no-renames",
-                revision,
-                "--",
-            ],
-        )?;
-        read(&diff, &top, &mut out);
+        let diff = git(&top, &["diff", "--name-status", "-z", "--find-renames", revision, "--"])?;
+        let mut fields = diff.split(|b| *b == 0).filter(|f| !f.is_empty());
+        while let (Some(status), Some(first)) = (fields.next(), fields.next()) {
+            let old = name(first);
+            let (old, new) = match status.first() {
+                Some(b'R' | b'C') => (Some(old), fields.next().map(name)),
+                Some(b'A') => (None, Some(old)),
+                Some(b'D') => continue,
+                _ => (Some(old.clone()), Some(old)),
+            };
+            let Some(new) = new else { break };
+            let text = match old {
+                None => None,
+                Some(old) => {
+                    let bytes = git(&top, &["show", &format!("{revision}:{old}")])?;
+                    Some(String::from_utf8(bytes).map_err(|_| {
+                        Finding::new(Code::ConfigSyntax, format!("--since: `{old}` was not UTF-8"))
+                    }))
+                    // What cannot be compared is taken for new.
+                    .and_then(Result::ok)
+                }
+            };
+            out.insert(top.join(new), text);
+        }
     }
     Ok(Changed(out))
-}
-
-fn read(diff: &str, top: &Path, out: &mut HashMap<PathBuf, Option<Vec<RangeInclusive<usize>>>>) {
-    let mut file: Option<PathBuf> = None;
-    for line in diff.lines() {
-        if let Some(name) = line.strip_prefix("+++ ") {
-            let name = name.trim_end_matches('\t').trim_matches('"');
-            file = (name != "/dev/null").then(|| top.join(name));
-            if let Some(f) = &file {
-                out.entry(f.clone()).or_insert_with(|| Some(Vec::new()));
-            }
-        } else if let Some(rest) = line.strip_prefix("@@ ")
-            && let Some(f) = &file
-            && let Some(Some(ranges)) = out.get_mut(f)
-        {
-            // @@ -a,b +c,d @@
-            let Some(new) = rest.split(' ').find_map(|p| p.strip_prefix('+')) else { continue };
-            let (start, count) = new.split_once(',').unwrap_or((new, "1"));
-            let (Ok(start), Ok(count)) = (start.parse::<usize>(), count.parse::<usize>()) else {
-                continue;
-            };
-            if count > 0 {
-                ranges.push(start..=start + count - 1);
-            }
-        }
-    }
 }
