@@ -45,8 +45,15 @@ impl<'c> Engine<'c> {
         Self { catalogue, by_kind }
     }
 
-    /// The shapes whose words the text holds. Whether they match is seen once comments are out of the way.
-    fn candidates<'s>(&'s self, selected: &'s Selected, text: &str) -> Vec<(&'s Rule, &'s Shape)> {
+    /// The shapes that may match. In configuration whose words are there: whether they match is seen once
+    /// comments are out of the way, which costs nothing. Source has to be parsed for that, so there the text as it
+    /// stands decides; a comment between two tokens of one expression is what that misses.
+    fn candidates<'s>(
+        &'s self,
+        kind: Kind,
+        selected: &'s Selected,
+        text: &str,
+    ) -> Vec<(&'s Rule, &'s Shape)> {
         let shape = |(r, s): &(usize, usize)| {
             let rule = &self.catalogue.rules[*r];
             (rule, &rule.shapes[*s])
@@ -54,7 +61,12 @@ impl<'c> Engine<'c> {
         let words = selected.words.get_or_init(|| {
             Words::new(selected.shapes.iter().map(|at| shape(at).1.pattern.as_str()))
         });
-        words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect()
+        let mut out: Vec<(&Rule, &Shape)> =
+            words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect();
+        if kind.language().is_some() {
+            out.retain(|(_, s)| s.pattern.get().is_some_and(|p| p.is_match(text)));
+        }
+        out
     }
 
     /// Every finding in one file. `Err` if its syntax cannot be followed at all.
@@ -85,7 +97,7 @@ impl<'c> Engine<'c> {
 
     fn one(&self, path: &str, kind: Kind, text: &str, today: &str) -> Result<Vec<Issue>, String> {
         let Some(selected) = self.by_kind.get(&kind) else { return Ok(Vec::new()) };
-        let mut candidates = self.candidates(selected, text);
+        let mut candidates = self.candidates(kind, selected, text);
         candidates.retain(|(rule, _)| {
             rule.path.as_ref().and_then(Lazy::get).is_none_or(|p| p.is_match(path))
         });

@@ -51,11 +51,16 @@ fn is_comment(before: &str) -> bool {
 
 /// `YYYY-MM-DD`, so that comparing text compares days.
 fn is_day(text: &str) -> bool {
+    let digits = |range: std::ops::Range<usize>| -> Option<u32> {
+        let part = text.get(range)?;
+        part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok())?
+    };
+    let dashes = text.get(4..5) == Some("-") && text.get(7..8) == Some("-");
     text.len() == 10
-        && text
-            .bytes()
-            .enumerate()
-            .all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() })
+        && dashes
+        && digits(0..4).is_some()
+        && digits(5..7).is_some_and(|m| (1..=12).contains(&m))
+        && digits(8..10).is_some_and(|d| (1..=31).contains(&d))
 }
 
 /// Marks what is allowed. What has run out says so and counts again. `same_document` tells which lines an
