@@ -228,3 +228,17 @@ fn a_disk_that_takes_nothing() {
         assert!(String::from_utf8_lossy(&out.stderr).contains("CS50"), "{out:?}");
     }
 }
+
+#[test]
+fn why_names_errors_of_other_stacks() {
+    let home = Home::new();
+    let out = home.ok(&["why", "x509: certificate signed by unknown authority"]);
+    assert!(out.starts_with("CS1003  "), "{out}");
+    assert!(out.contains("(Go)") && out.contains("  1. see what the port presents"), "{out}");
+    let value = home.json(&[
+        "why",
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired",
+    ]);
+    assert_eq!(value["causes"][0]["code"], "CS1001");
+    fails(&home, &["why", "all is well"], 3, &["CS5016", "id inspect"]);
+}

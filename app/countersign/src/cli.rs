@@ -20,6 +20,7 @@ mod server;
 mod status;
 mod token;
 mod up;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -106,6 +107,8 @@ enum Command {
     Apply(apply::Apply),
     /// Answer Envoy's external authorization (ext_authz) by policies
     ExtAuthz(ext_authz::ExtAuthzCommand),
+    /// Say what an error of TLS means, whoever wrote it
+    Why(why::Why),
     /// Find flaws of mTLS and identity in source, configuration and key material
     Review(review::ReviewCommand),
     /// Policies: explain, decide, test, compare, suggest, lint, list, delete
@@ -166,6 +169,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             Command::Entry(c) => c.run(&global).await,
             Command::Apply(c) => c.run(&global).await,
             Command::ExtAuthz(c) => c.run(&global).await,
+            Command::Why(c) => c.run(&global),
             Command::Review(c) => c.run(&global),
             Command::Policy(c) => c.run(&global).await,
             Command::Id(c) => c.run(&global).await,

@@ -147,6 +147,9 @@ catalogue! {
     1019 RevocationUnknown "revocation_unknown" High
         "revocation status cannot be established",
         "provide a current CRL for every issuer in the chain";
+    1020 HostnameMismatch "hostname_mismatch" High
+        "certificate is for another name",
+        "dial a name that the certificate has as a SAN, or issue it for the name that is dialled";
     1101 JwtMalformed "jwt_malformed" Medium
         "JWT-SVID is malformed",
         "send a compact JWS whose header holds only alg, kid and typ (JWT-SVID section 2)";

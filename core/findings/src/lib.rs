@@ -3,6 +3,8 @@
 
 mod catalogue;
 mod finding;
+mod foreign;
 
 pub use catalogue::{Code, Severity};
 pub use finding::Finding;
+pub use foreign::{FOREIGN, Foreign, explain};
