@@ -83,13 +83,27 @@ class Server:
             try:
                 stream.settimeout(5)
                 if self.context:
-                    stream = self.context.wrap_socket(stream, server_side=True)
+                    stream = self.context.wrap_socket(stream, server_side=True, do_handshake_on_connect=False)
+                    stream.do_handshake()
                 stream.recv(4096)
                 stream.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             except OSError:
-                pass
+                # A close with unread data is a reset, which can overtake the alert.
+                self.linger(stream)
             finally:
                 stream.close()
+
+    @staticmethod
+    def linger(stream):
+        try:
+            raw = socket.socket(fileno=os.dup(stream.fileno()))
+            with raw:
+                raw.settimeout(1)
+                raw.shutdown(socket.SHUT_WR)
+                while raw.recv(4096):
+                    pass
+        except OSError:
+            pass
 
     def close(self):
         self.listener.close()

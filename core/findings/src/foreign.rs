@@ -257,6 +257,10 @@ foreign! {
         "nothing listens there, or a firewall answers for it" => ["is the process up, on that address and port: ss -ltnp", "does the Service or proxy point at the right port"];
     "any" ["connection reset by peer"] RefusedByPeer
         "the other side broke the connection off: a port that is not what it is taken for, a refused certificate, or a policy" => [CLIENT_LOG, PLAIN];
+    "any" ["transport endpoint is not connected"] RefusedByPeer
+        "the other side broke the connection off: a refused certificate, or a policy" => [CLIENT_LOG];
+    "any" ["broken pipe"] RefusedByPeer
+        "the other side broke the connection off: a refused certificate, or a policy" => [CLIENT_LOG];
     "any" ["i/o timeout"] UpstreamTimeout
         "no answer at all: a firewall that drops, a wrong address, or an overloaded peer" => ["try from the same host: nc -vz HOST PORT"];
     "any" ["connection timed out"] UpstreamTimeout
