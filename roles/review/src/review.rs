@@ -190,7 +190,7 @@ fn one(
         None if by_name.is_some() => return unreadable("neither UTF-8 nor UTF-16".into()),
         None => return,
     };
-    let same_bytes = text.len() == bytes.len();
+    let same_bytes = matches!(text, Cow::Borrowed(_));
     report.files += 1;
     report.lines += text.lines().count();
     report.issues.extend(keys(catalogue, &name, &text, options.now, &options.today));

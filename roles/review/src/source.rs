@@ -263,11 +263,6 @@ impl<'a> Source<'a> {
         }
         let declared = functions
             .iter()
-            .filter(|f| {
-                f.range.start <= at.start.max(f.range.start)
-                    && at.start <= f.body
-                    && at.end >= f.range.start
-            })
             .filter(|f| f.range.start <= at.end && at.start <= f.body)
             .min_by_key(|f| f.range.end - f.range.start)?;
         Some(declared.body..declared.range.end)

@@ -128,9 +128,8 @@ fn is_string(kind: &str) -> bool {
             | "line_string_literal"
             | "multi_line_string_literal"
             | "regex"
-            | "concatenated_string"
             | "text_block"
-    ) && kind != "concatenated_string"
+    )
 }
 
 fn is_call(kind: &str) -> bool {
@@ -203,8 +202,7 @@ fn is_class(kind: &str) -> bool {
             | "impl_item"
             | "trait_item"
             | "enum_declaration"
-            | "module"
-    ) && kind != "module"
+    )
 }
 
 fn is_statement(kind: &str) -> bool {
