@@ -124,7 +124,7 @@ impl Authz {
         let address = match options.listen {
             Listen::Tcp(address) => {
                 let listener = bind_tcp(address, false).map_err(|e| e.finding())?;
-                let address = listener.local_addr().map_or(address, |a| a);
+                let address = listener.local_addr().unwrap_or(address);
                 let incoming =
                     TcpListenerStream::new(listener).map(|s| s.map(|s| WithCaller::new(s, ())));
                 tasks.spawn(async move {

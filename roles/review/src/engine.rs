@@ -151,9 +151,6 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
             Some(c) => names.find(c, source, &at, callback.clone()).unwrap_or(place),
         };
         out.push(issue(rule, shape, source, &reported));
-        if shape.once {
-            return;
-        }
     }
 }
 

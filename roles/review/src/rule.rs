@@ -132,8 +132,6 @@ pub(crate) struct Shape {
     pub(crate) message: Option<String>,
     /// What takes the place of the group `at`.
     pub(crate) replace: Option<String>,
-    /// Once a file.
-    pub(crate) once: bool,
     /// Where to report instead of at the match: the first place in a part of the file that fits, before the
     /// match the last one.
     pub(crate) place: Option<Condition>,
@@ -211,8 +209,6 @@ struct ShapeFile {
     message: Option<String>,
     #[serde(default)]
     replace: Option<String>,
-    #[serde(default)]
-    once: bool,
     #[serde(default)]
     place: BTreeMap<String, OneOrMany>,
 }
@@ -404,7 +400,6 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
         confidence: file.confidence,
         message: file.message,
         replace: file.replace,
-        once: file.once,
         place: conditions(file.place)?.pop(),
     })
 }
