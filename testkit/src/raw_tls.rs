@@ -121,6 +121,17 @@ pub fn server(identity: &TestIdentity) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
+/// A server that presents `identity` and asks for nothing.
+pub fn web_server(identity: &TestIdentity) -> TlsAcceptor {
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        // countersign:allow server-client-auth-absent reason=a test server of public documents
+        .with_no_client_auth()
+        .with_cert_resolver(certified(identity));
+    TlsAcceptor::from(Arc::new(config))
+}
+
 /// A name for the dialled server; it plays no part.
 pub fn any_name() -> ServerName<'static> {
     ServerName::try_from("any.test").expect("name")

@@ -48,6 +48,8 @@ pub enum Story {
     RootPath,
     /// A URI SAN that is no SPIFFE ID.
     NotASpiffeUri,
+    /// A web server's: the DNS name `localhost`, and nothing else.
+    Localhost,
 }
 
 /// A chain with its key.
@@ -114,6 +116,10 @@ impl TestCa {
             Story::LeafMaySignCrls => params.key_usages.push(KeyUsagePurpose::CrlSign),
             Story::NoKeyUsage => params.key_usages.clear(),
             Story::RootPath => params.subject_alt_names = vec![uri(format!("spiffe://{td}"))],
+            Story::Localhost => {
+                params.subject_alt_names =
+                    vec![SanType::DnsName(Ia5String::try_from("localhost").expect("ia5"))];
+            }
             Story::NotASpiffeUri => {
                 params.subject_alt_names = vec![uri("https://web.test/".into())];
             }

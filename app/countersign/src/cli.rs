@@ -11,6 +11,7 @@ mod entry;
 mod ext_authz;
 mod id;
 mod init;
+mod issuers;
 mod policy;
 mod proxy;
 mod review;

@@ -249,6 +249,9 @@ catalogue! {
     3008 EngineNotAsked "engine_not_asked" Info
         "an external engine decides, and it was not asked",
         "previews ask nobody: give `\"external\": true` or `false` with the request to suppose an answer";
+    3009 IssuerKeysUnavailable "issuer_keys_unavailable" High
+        "the token's issuer could not be asked for its keys, so the token counts for nothing",
+        "check that the URL named above answers from this host; `--issuer-ca`, `--issuer-address` and `--issuer-plaintext` widen what may be asked";
     4001 NoIdentityIssued "no_identity_issued" Medium
         "no entry matches this workload",
         "create one: `countersign entry create --spiffe-id … --selector …` with selectors this workload has";
@@ -375,6 +378,25 @@ catalogue! {
     6005 InternalError "internal_error" High
         "internal error",
         "this is a bug; please report it with the output above";
+}
+
+impl Code {
+    /// The HTTP status that a refused request is answered with.
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Code::MalformedHttp | Code::HttpTooLarge => 400,
+            Code::JwtMalformed
+            | Code::JwtAlgorithmRefused
+            | Code::JwtKeyUnknown
+            | Code::JwtSignatureInvalid
+            | Code::JwtExpired
+            | Code::JwtAudienceMismatch => 401,
+            Code::UpstreamUnreachable => 502,
+            Code::PolicyUnavailable | Code::NoIdentityYet | Code::IssuerKeysUnavailable => 503,
+            Code::UpstreamTimeout => 504,
+            _ => 403,
+        }
+    }
 }
 
 impl fmt::Display for Code {

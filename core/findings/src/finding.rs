@@ -128,3 +128,17 @@ mod tests {
         assert!(json.starts_with(r#"{"code":"CS4003","message":"x","#), "{json}");
     }
 }
+
+/// A whole error, causes included, in one line; libraries keep the cause that matters for the last.
+pub fn with_causes(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        let next = s.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = s.source();
+    }
+    text
+}

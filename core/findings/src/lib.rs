@@ -6,5 +6,5 @@ mod finding;
 mod foreign;
 
 pub use catalogue::{Code, Severity};
-pub use finding::Finding;
+pub use finding::{Finding, with_causes};
 pub use foreign::{FOREIGN, Foreign, explain};

@@ -19,6 +19,7 @@ mod external;
 mod fields;
 mod identity;
 mod index;
+mod issuer_keys;
 mod lint;
 mod matcher;
 mod modes;
@@ -43,11 +44,15 @@ pub use document::{
 pub use explain::{Explanation, Outcome, Step};
 pub use external::{Answer, Consultation, Edits, External, settable_header};
 pub use fields::{is_kept_back, judged_fields};
+pub use issuer_keys::{KeyLocation, KeySource, PublishedKeys};
 pub use lint::lint;
 pub use matcher::Semantics;
 pub use modes::{Mode, Until};
 pub use path::{Normalization, PathError, normalize, normalize_as};
-pub use request_auth::{Authenticated, RequestAuthentication, percent_decoded};
+pub use pattern::Cidr;
+pub use request_auth::{
+    Authenticated, RequestAuthentication, TokenRefused, key_sources, percent_decoded,
+};
 pub use rule::{Action, AuthorizationPolicy};
 pub use set::PolicySet;
 pub use token::Token;

@@ -7,7 +7,7 @@ mod path;
 use std::fmt;
 use std::str::FromStr;
 
-pub(crate) use cidr::Cidr;
+pub use cidr::Cidr;
 pub(crate) use host::HostPattern;
 pub(crate) use path::PathPattern;
 

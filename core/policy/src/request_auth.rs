@@ -1,16 +1,19 @@
 //! RequestAuthentication: whose tokens count, where they are, and what they prove (RA-1 to RA-6).
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_findings::{Code, Finding};
 use countersign_identity::UnixTime;
-use countersign_jose::KeySet;
+use countersign_jose::{JwtError, KeySet, claimed_issuer};
 use serde_json::{Map, Value};
 
 use crate::decision::HttpRequest;
+use crate::issuer_keys::{KeyLocation, KeySource, PublishedKeys};
 use crate::token::Token;
 use crate::workload::Workload;
 use crate::{Document, Labels};
@@ -35,7 +38,7 @@ pub(crate) struct JwtRule {
     pub(crate) issuer: String,
     /// Any of these will do; every audience if there are none.
     pub(crate) audiences: Vec<String>,
-    pub(crate) keys: Arc<KeySet>,
+    pub(crate) keys: Keys,
     pub(crate) locations: Vec<Location>,
     /// Whether the application sees the token too.
     pub(crate) forward: bool,
@@ -46,12 +49,48 @@ pub(crate) struct JwtRule {
     pub(crate) required: bool,
 }
 
+/// What a token's signature is verified with.
+#[derive(Clone, Debug)]
+pub(crate) enum Keys {
+    /// Written into the document.
+    Inline(Arc<KeySet>),
+    /// Fetched from the issuer, within some time.
+    Published(KeyLocation, Duration),
+}
+
 /// Where a token may be. Names of header fields are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Location {
     Header { name: String, prefix: String },
     Parameter(String),
     Cookie(String),
+}
+
+/// A request is refused because of its token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenRefused {
+    /// Why.
+    pub finding: Finding,
+    /// Newer keys from there might make a difference: the issuer may have changed them.
+    pub newer_keys: Option<KeyLocation>,
+}
+
+/// Places that the documents want keys from, each once, with the most time that one of them gives it.
+pub fn key_sources(documents: &[Document]) -> Vec<KeySource> {
+    let mut sources: BTreeMap<&KeyLocation, KeySource> = BTreeMap::new();
+    for document in documents {
+        let Document::RequestAuthentication(r) = document else { continue };
+        for rule in r.rules.iter().filter(|_| !r.for_gateways) {
+            let Keys::Published(location, timeout) = &rule.keys else { continue };
+            let source = sources.entry(location).or_insert_with(|| KeySource {
+                issuer: rule.issuer.clone(),
+                location: location.clone(),
+                timeout: *timeout,
+            });
+            source.timeout = source.timeout.max(*timeout);
+        }
+    }
+    sources.into_values().collect()
 }
 
 /// A request whose tokens have been looked at.
@@ -85,7 +124,13 @@ struct Selected {
 enum Found {
     Missing,
     Valid(Map<String, Value>, Vec<Location>),
-    Invalid(Finding),
+    Invalid(TokenRefused),
+}
+
+impl From<Finding> for TokenRefused {
+    fn from(finding: Finding) -> Self {
+        Self { finding, newer_keys: None }
+    }
 }
 
 impl Authenticator {
@@ -118,7 +163,8 @@ impl Authenticator {
         http: &HttpRequest<'_>,
         query: &str,
         now: UnixTime,
-    ) -> Result<Authenticated, Finding> {
+        published: &PublishedKeys,
+    ) -> Result<Authenticated, TokenRefused> {
         let mut out = Authenticated::default();
         for Selected { rule, .. } in &self.rules {
             out.remove_headers.extend(rule.payload_header.clone());
@@ -127,22 +173,25 @@ impl Authenticator {
         if is_preflight(http) {
             return Ok(out);
         }
-        let mut refused = None;
+        let mut refused: Option<TokenRefused> = None;
+        let mut refuse = |e: TokenRefused| match &mut refused {
+            // The rule whose issuer the token names knows best what is wrong with it.
+            Some(first) if first.newer_keys.is_some() || e.newer_keys.is_none() => {}
+            slot => *slot = Some(e),
+        };
         let mut valid = None;
         for Selected { rule, certain } in &self.rules {
-            match rule.find(http, query, now) {
+            match rule.find(http, query, now, published) {
                 Found::Missing if rule.required => {
                     let what = format!("a token of `{}` is required", rule.issuer);
-                    refused.get_or_insert(Finding::new(Code::JwtMalformed, what));
+                    refuse(Finding::new(Code::JwtMalformed, what).into());
                 }
                 Found::Missing => {}
-                Found::Invalid(e) => {
-                    refused.get_or_insert(e);
-                }
+                Found::Invalid(e) => refuse(e),
                 Found::Valid(..) if !certain => {
                     let what = "the token is of an issuer that may be meant for another workload: tell \
                                 the proxy its labels with --label";
-                    refused.get_or_insert(Finding::new(Code::JwtKeyUnknown, what));
+                    refuse(Finding::new(Code::JwtKeyUnknown, what).into());
                 }
                 Found::Valid(claims, locations) => {
                     if valid.is_none() {
@@ -180,7 +229,13 @@ fn is_preflight(http: &HttpRequest<'_>) -> bool {
 }
 
 impl JwtRule {
-    fn find(&self, http: &HttpRequest<'_>, query: &str, now: UnixTime) -> Found {
+    fn find(
+        &self,
+        http: &HttpRequest<'_>,
+        query: &str,
+        now: UnixTime,
+        published: &PublishedKeys,
+    ) -> Found {
         let mut token: Option<Cow<'_, str>> = None;
         let mut locations: Vec<Location> = Vec::new();
         for location in &self.locations {
@@ -190,10 +245,9 @@ impl JwtRule {
                     Some(first) if *first == found => {}
                     // RA-4 leaves it open which of them counts.
                     Some(_) => {
-                        return Found::Invalid(Finding::new(
-                            Code::JwtMalformed,
-                            "the request carries several tokens; which of them counts is open",
-                        ));
+                        let what =
+                            "the request carries several tokens; which of them counts is open";
+                        return Found::Invalid(Finding::new(Code::JwtMalformed, what).into());
                     }
                 }
                 if !locations.contains(location) {
@@ -202,18 +256,48 @@ impl JwtRule {
             }
         }
         let Some(token) = token else { return Found::Missing };
-        match self.verify(&token, now) {
+        match self.verify(&token, now, published) {
             Ok(claims) => Found::Valid(claims, locations),
             Err(e) => Found::Invalid(e),
         }
     }
 
-    fn verify(&self, token: &str, now: UnixTime) -> Result<Map<String, Value>, Finding> {
-        let claims = self.keys.verify(token, now).map_err(|e| e.finding())?;
+    fn verify(
+        &self,
+        token: &str,
+        now: UnixTime,
+        published: &PublishedKeys,
+    ) -> Result<Map<String, Value>, TokenRefused> {
+        let other_issuer = || {
+            Finding::new(Code::JwtKeyUnknown, "the token is of another issuer")
+                .expected(self.issuer.clone())
+        };
+        let claims = match &self.keys {
+            Keys::Inline(keys) => keys.verify(token, now).map_err(|e| e.finding())?,
+            Keys::Published(location, _) => {
+                // Nobody's keys are fetched for a token that names somebody else.
+                if claimed_issuer(token).is_some_and(|i| i != self.issuer) {
+                    return Err(other_issuer().into());
+                }
+                let newer_keys = || Some(location.clone());
+                let keys = published.at(location).map_err(|why| TokenRefused {
+                    finding: Finding::new(
+                        Code::IssuerKeysUnavailable,
+                        format!("the keys of `{}` are not known: {why}", self.issuer),
+                    )
+                    .at(location.to_string()),
+                    newer_keys: newer_keys(),
+                })?;
+                keys.verify(token, now).map_err(|e| TokenRefused {
+                    finding: e.finding(),
+                    newer_keys: newer_keys()
+                        .filter(|_| matches!(e, JwtError::NoKey { .. } | JwtError::Signature)),
+                })?
+            }
+        };
         let issuer = claims.get("iss").and_then(Value::as_str).unwrap_or_default();
         if issuer != self.issuer {
-            return Err(Finding::new(Code::JwtKeyUnknown, "the token is of another issuer")
-                .expected(self.issuer.clone()));
+            return Err(other_issuer().into());
         }
         if !self.audiences.is_empty() {
             let presented: Vec<&str> = match claims.get("aud") {
@@ -226,7 +310,8 @@ impl JwtRule {
                     Code::JwtAudienceMismatch,
                     "the token is for another audience",
                 )
-                .expected(self.audiences.join(", ")));
+                .expected(self.audiences.join(", "))
+                .into());
             }
         }
         Ok(claims)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use countersign_findings::{Code, Finding};
+use countersign_findings::Code;
 use countersign_identity::{TrustDomain, UnixTime};
 
 use crate::decision::{
@@ -13,10 +13,11 @@ use crate::explain::closest;
 use crate::external::{Answer, Consultation, External};
 use crate::identity::trust_domains_with_aliases;
 use crate::index::{Index, Placed};
+use crate::issuer_keys::PublishedKeys;
 use crate::matcher::{Facts, Matcher, Semantics};
 use crate::modes::{Mode, resolve};
 use crate::pattern::Reach;
-use crate::request_auth::{Authenticated, Authenticator};
+use crate::request_auth::{Authenticated, Authenticator, TokenRefused};
 use crate::rule::{Action, AuthorizationPolicy, Field, Group, Rule, Test};
 use crate::workload::Workload;
 use crate::{Document, PeerAuthentication};
@@ -154,14 +155,16 @@ impl PolicySet {
     }
 
     /// Verifies the tokens of a request (RequestAuthentication): what they prove, or why the request is
-    /// refused with 401. `query` is without `?`.
+    /// refused. `query` is without `?`; `published` holds the keys of those issuers
+    /// that [`crate::key_sources`] names.
     pub fn authenticate(
         &self,
         http: &HttpRequest<'_>,
         query: &str,
         now: UnixTime,
-    ) -> Result<Authenticated, Finding> {
-        self.authenticator.authenticate(http, query, now)
+        published: &PublishedKeys,
+    ) -> Result<Authenticated, TokenRefused> {
+        self.authenticator.authenticate(http, query, now, published)
     }
 
     /// Whether tokens are looked at at all.

@@ -6,10 +6,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_findings::Code;
 use countersign_identity::{SpiffeId, UnixTime};
 use countersign_policy::{
-    Attributes, Authenticated, Caller, HttpRequest, Mesh, PolicySet, Workload, parse,
+    Attributes, Authenticated, Caller, HttpRequest, Mesh, PolicySet, PublishedKeys, Workload,
+    key_sources, parse,
 };
 use countersign_testkit::TokenIssuer;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
@@ -57,7 +59,7 @@ fn set(text: &str) -> PolicySet {
 
 fn ask(set: &PolicySet, headers: &[(&str, &str)], query: &str) -> Result<Authenticated, Code> {
     let http = HttpRequest { method: "GET", host: "api", path: "/", headers };
-    set.authenticate(&http, query, NOW).map_err(|e| e.code)
+    set.authenticate(&http, query, NOW, &PublishedKeys::default()).map_err(|e| e.finding.code)
 }
 
 fn bearer(token: &str) -> String {
@@ -185,7 +187,7 @@ fn ra_5_issuer_audience_and_what_reaches_the_application() {
     let strict = set(&document(&[issuer.rule(", presence: REQUIRED")]));
     let preflight = [("Origin", "https://a"), ("Access-Control-Request-Method", "GET")];
     let http = HttpRequest { method: "OPTIONS", host: "api", path: "/", headers: &preflight };
-    assert!(strict.authenticate(&http, "", NOW).is_ok());
+    assert!(strict.authenticate(&http, "", NOW, &PublishedKeys::default()).is_ok());
 }
 
 #[test]
@@ -195,7 +197,11 @@ fn ra_6_7_documents() {
     let secret = issuer.jwks().replace("\"kty\"", "\"d\":\"AAAA\",\"kty\"");
     for bad in [
         "{issuer: idp}".to_owned(),
-        "{issuer: idp, jwksUri: 'https://idp.test/keys'}".into(),
+        "{issuer: idp, jwksUri: 'ftp://idp.test/keys'}".into(),
+        "{issuer: idp, jwksUri: '/keys'}".into(),
+        "{issuer: idp, jwksUri: 'https://u:p@idp.test/keys'}".into(),
+        issuer.rule(", jwksUri: 'https://idp.test/keys'"),
+        "{issuer: 'https://idp.test', timeout: 2h}".into(),
         format!("{{jwks: '{}'}}", issuer.jwks()),
         format!("{{issuer: idp, jwks: '{secret}'}}"),
         "{issuer: idp, jwks: '{\"keys\": []}'}".into(),
@@ -213,6 +219,62 @@ fn ra_6_7_documents() {
 }
 
 #[test]
+fn ra_6_keys_that_the_issuer_publishes() {
+    let (a, b) = (Issuer::new("https://a.test"), Issuer::new("https://b.test"));
+    let text = document(&[
+        "{issuer: 'https://a.test', jwksUri: 'https://a.test/keys', timeout: 2s}".into(),
+        "{issuer: 'https://b.test'}".into(),
+    ]);
+    let documents = parse(&text, "t").unwrap();
+    let sources = key_sources(&documents);
+    let found: Vec<(String, u64)> =
+        sources.iter().map(|s| (s.location.url(), s.timeout.as_secs())).collect();
+    let discovery = "https://b.test/.well-known/openid-configuration".to_owned();
+    assert_eq!(found, [("https://a.test/keys".to_owned(), 2), (discovery, 5)]);
+
+    let set = set(&text);
+    let keys_of = |issuer: &Issuer| {
+        Ok(Arc::new(countersign_jose::KeySet::parse(issuer.jwks().as_bytes()).unwrap()))
+    };
+    let mut keys = PublishedKeys::default();
+    let ask = |keys: &PublishedKeys, token: &str| {
+        let value = bearer(token);
+        let headers = [("authorization", value.as_str())];
+        let http = HttpRequest { method: "GET", host: "api", path: "/", headers: &headers };
+        set.authenticate(&http, "", NOW, keys)
+    };
+    let token = a.token(&json!({}));
+    let refused = ask(&keys, &token).unwrap_err();
+    assert_eq!(refused.finding.code, Code::IssuerKeysUnavailable);
+    assert_eq!(
+        refused.newer_keys.as_ref(),
+        Some(&sources[0].location),
+        "that issuer's, no other's"
+    );
+
+    keys.insert(sources[0].location.clone(), keys_of(&a));
+    assert_eq!(ask(&keys, &token).unwrap().token.unwrap().issuer(), "https://a.test");
+    let refused = ask(&keys, &b.token(&json!({}))).unwrap_err();
+    assert_eq!(
+        refused.finding.code,
+        Code::IssuerKeysUnavailable,
+        "the other issuer is unknown yet"
+    );
+    // Signed by somebody who only says that they are a.
+    let forged = ask(&keys, &Issuer::new("https://a.test").token(&json!({}))).unwrap_err();
+    assert_eq!(forged.finding.code, Code::JwtSignatureInvalid);
+    assert!(forged.newer_keys.is_some(), "the issuer may have a new key of that name");
+    let old = ask(&keys, &a.token(&json!({"exp": 5}))).unwrap_err();
+    assert_eq!((old.finding.code, old.newer_keys), (Code::JwtExpired, None), "no key mends that");
+    // b's keys do not count for a's tokens.
+    keys.insert(sources[0].location.clone(), keys_of(&b));
+    assert_eq!(ask(&keys, &token).unwrap_err().finding.code, Code::JwtSignatureInvalid);
+    keys.insert(sources[0].location.clone(), Err("it is down".into()));
+    let refused = ask(&keys, &token).unwrap_err().finding;
+    assert!(refused.message.contains("it is down"), "{refused}");
+}
+
+#[test]
 fn policies_can_ask_for_what_a_token_says() {
     let issuer = Issuer::new("https://idp.test");
     let text = document(&[issuer.rule("")])
@@ -224,7 +286,7 @@ fn policies_can_ask_for_what_a_token_says() {
         let value = bearer(&issuer.token(&json!({ "groups": groups })));
         let headers = [("authorization", value.as_str())];
         let http = HttpRequest { method: "GET", host: "api", path: "/", headers: &headers };
-        let token = set.authenticate(&http, "", NOW).unwrap().token;
+        let token = set.authenticate(&http, "", NOW, &PublishedKeys::default()).unwrap().token;
         let a = Attributes {
             caller: Caller::Identity(&id),
             certificate: None,

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use countersign_findings::with_causes;
 use countersign_policy::{Answer, Edits, HttpCheck, NamePattern, Target};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
@@ -16,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::grpc::with_query;
-use crate::{Outcome, Question, answer, whole};
+use crate::{Outcome, Question, answer};
 
 /// Largest answer in bytes.
 const MAX_ANSWER: usize = 256 << 10;
@@ -39,7 +40,7 @@ impl Client {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, HeaderMap, Bytes), String> {
-        let answer = self.0.request(request).await.map_err(|e| whole(&e))?;
+        let answer = self.0.request(request).await.map_err(|e| with_causes(&e))?;
         let (parts, body) = answer.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
         let body = body.map_err(|e| format!("its answer cannot be read: {e}"))?.to_bytes();

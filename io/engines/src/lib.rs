@@ -173,17 +173,3 @@ impl Asker {
         }
     }
 }
-
-/// A whole error, causes included, in one line.
-fn whole(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(s) = source {
-        let next = s.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = s.source();
-    }
-    text
-}

@@ -161,6 +161,7 @@ pub struct Metrics {
     policy_current: Gauge,
     streams: Gauge,
     attestations: Family<Kind, Counter>,
+    key_fetches: Family<ResultLabel, Counter>,
 }
 
 const DURATIONS: [f64; 12] =
@@ -206,6 +207,7 @@ impl Metrics {
             policy_current: Gauge::default(),
             streams: Gauge::default(),
             attestations: Family::default(),
+            key_fetches: Family::default(),
             registry: Registry::default(),
         };
         // Names that alert rules in the field already use.
@@ -311,6 +313,11 @@ impl Metrics {
             "countersign_attestations",
             "Attestations of nodes and workloads",
             m.attestations.clone(),
+        );
+        r.register(
+            "countersign_issuer_key_fetches",
+            "Attempts to fetch the keys of token issuers",
+            m.key_fetches.clone(),
         );
         m.policy_current.set(1);
         Self { registry: r, ..m }
@@ -424,6 +431,11 @@ impl Metrics {
     /// An attestation of a `node` or a `workload`.
     pub fn attested(&self, kind: &'static str, outcome: Outcome) {
         self.attestations.get_or_create(&Kind { kind, outcome: outcome.as_str() }).inc();
+    }
+
+    /// An attempt to fetch a token issuer's keys.
+    pub fn keys_fetched(&self, outcome: Outcome) {
+        self.key_fetches.get_or_create(&ResultLabel { result: outcome.as_str() }).inc();
     }
 
     /// The end of one of our own certificates. The caller bounds the set of identities.

@@ -190,7 +190,7 @@ pub(crate) fn anonymous_client(
     Ok(ClientSide { config: Arc::new(config), verifier })
 }
 
-fn provider() -> CryptoProvider {
+pub(crate) fn provider() -> CryptoProvider {
     use aws_lc_rs::{cipher_suite as suite, kx_group};
     CryptoProvider {
         // AES-128 first: no weaker against anyone alive, a tenth cheaper.

@@ -206,7 +206,7 @@ fn judge_again(
 }
 
 /// Polls a handshake under a deadline, and picks up our verifier's reason on the thread it ran on.
-async fn drive<T>(
+pub(crate) async fn drive<T>(
     handshake: impl Future<Output = io::Result<T>>,
     timeout: Duration,
 ) -> Result<T, HandshakeError> {

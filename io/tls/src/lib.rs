@@ -9,6 +9,7 @@ mod credentials;
 mod error;
 mod handshake;
 mod verifier;
+mod web;
 
 pub use credentials::{ClientSide, CredentialError, Credentials, LiveCredentials, TlsOptions};
 pub use error::HandshakeError;
@@ -17,3 +18,4 @@ pub use handshake::{
     connect_bootstrap, current_time, presented_chain,
 };
 pub use verifier::PeerMatcher;
+pub use web::WebClient;

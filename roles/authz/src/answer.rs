@@ -1,6 +1,6 @@
 //! What Envoy is told.
 
-use countersign_findings::{Code, Finding};
+use countersign_findings::Finding;
 use countersign_policy::Authenticated;
 use countersign_wire::proto::envoy::config::core::v3 as core;
 use countersign_wire::proto::envoy::service::auth::v3 as auth;
@@ -31,17 +31,7 @@ pub(crate) fn allowed(edits: Option<Authenticated>) -> auth::CheckResponse {
 /// Refused: the whole reason for Envoy's log, code and slug for the client.
 pub(crate) fn refused(finding: &Finding) -> auth::CheckResponse {
     let code = finding.code;
-    let status = match code {
-        Code::MalformedHttp => 400,
-        Code::JwtMalformed
-        | Code::JwtAlgorithmRefused
-        | Code::JwtKeyUnknown
-        | Code::JwtSignatureInvalid
-        | Code::JwtExpired
-        | Code::JwtAudienceMismatch => 401,
-        Code::PolicyUnavailable => 503,
-        _ => 403,
-    };
+    let status = i32::from(code.http_status());
     let body = format!("{{\"code\":\"{code}\",\"reason\":\"{}\"}}\n", code.slug());
     let mut headers =
         vec![set("content-type", "application/json"), set("x-countersign-code", code.as_str())];

@@ -10,8 +10,10 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{TrustDomain, UnixTime};
+use countersign_issuers::{IssuerOptions, Issuers};
 use countersign_policy::{
-    Document, HttpRequest, Labels, Mesh, PolicySet, Verdict, Workload, judged_fields,
+    Authenticated, Document, HttpRequest, Labels, Mesh, PolicySet, TokenRefused, Verdict, Workload,
+    judged_fields, key_sources,
 };
 use countersign_sys::{bind_tcp, bind_unix, stamps};
 use countersign_telemetry::{Direction, Metrics};
@@ -21,10 +23,11 @@ use countersign_wire::proto::envoy::service::auth::v3::authorization_server::{
 };
 use countersign_wire::rpc::{Request, Response, Routes, Status};
 use countersign_wire::serve::{WithCaller, serve};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt};
 
 use crate::answer::{allowed, refused};
 use crate::question::Question;
@@ -59,6 +62,8 @@ pub struct AuthzOptions {
     pub labels: Option<Labels>,
     /// How policies are to be understood.
     pub mesh: Mesh,
+    /// Which token issuers may be asked for their keys.
+    pub issuers: IssuerOptions,
     /// The time.
     pub now: fn() -> UnixTime,
 }
@@ -95,6 +100,7 @@ struct Service {
     namespace: Option<String>,
     labels: Option<Labels>,
     mesh: Mesh,
+    issuers: Arc<Issuers>,
     metrics: Arc<Metrics>,
     now: fn() -> UnixTime,
 }
@@ -105,6 +111,8 @@ impl Authz {
         let documents = (options.documents)()?;
         let metrics = Arc::new(Metrics::new());
         metrics.policies(1, true);
+        let issuers = Arc::new(Issuers::new(&options.issuers, Arc::clone(&metrics))?);
+        issuers.want(key_sources(&documents));
         let compiled = Arc::new(ArcSwap::from_pointee(Compiled::new(documents, 1)));
         let service = Service {
             compiled: Arc::clone(&compiled),
@@ -112,6 +120,7 @@ impl Authz {
             namespace: options.namespace,
             labels: options.labels,
             mesh: options.mesh,
+            issuers: Arc::clone(&issuers),
             metrics: Arc::clone(&metrics),
             now: options.now,
         };
@@ -121,33 +130,36 @@ impl Authz {
             let _ = stopped.wait_for(|s| *s).await;
         };
         let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&issuers).run());
         let address = match options.listen {
             Listen::Tcp(address) => {
                 let listener = bind_tcp(address, false).map_err(|e| e.finding())?;
                 let address = listener.local_addr().unwrap_or(address);
-                let incoming =
-                    TcpListenerStream::new(listener).map(|s| s.map(|s| WithCaller::new(s, ())));
-                tasks.spawn(async move {
-                    if let Err(e) = serve(routes, incoming, shutdown).await {
-                        tracing::error!("external authorization ended: {e}");
-                    }
-                });
+                tasks.spawn(answer(routes, TcpListenerStream::new(listener), shutdown));
                 address.to_string()
             }
             Listen::Unix(path) => {
                 let listener = bind_unix(&path, 0o660).map_err(|e| e.finding())?;
-                let incoming =
-                    UnixListenerStream::new(listener).map(|s| s.map(|s| WithCaller::new(s, ())));
-                tasks.spawn(async move {
-                    if let Err(e) = serve(routes, incoming, shutdown).await {
-                        tracing::error!("external authorization ended: {e}");
-                    }
-                });
+                tasks.spawn(answer(routes, UnixListenerStream::new(listener), shutdown));
                 format!("unix://{}", path.display())
             }
         };
-        tasks.spawn(follow(options.documents, options.files, compiled, Arc::clone(&metrics)));
+        let follow =
+            follow(options.documents, options.files, compiled, issuers, Arc::clone(&metrics));
+        tasks.spawn(follow);
         Ok(RunningAuthz { address, metrics, _tasks: tasks, stop })
+    }
+}
+
+/// Answers whoever comes.
+async fn answer<S, I>(routes: Routes, incoming: I, shutdown: impl Future<Output = ()>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    I: Stream<Item = std::io::Result<S>> + Send + 'static,
+{
+    let incoming = incoming.map(|s| s.map(|s| WithCaller::new(s, ())));
+    if let Err(e) = serve(routes, incoming, shutdown).await {
+        tracing::error!("external authorization ended: {e}");
     }
 }
 
@@ -156,6 +168,7 @@ async fn follow(
     read: Box<dyn Fn() -> Result<Vec<Document>, Finding> + Send + Sync>,
     files: Box<dyn Fn() -> Vec<PathBuf> + Send + Sync>,
     compiled: Arc<ArcSwap<Compiled>>,
+    issuers: Arc<Issuers>,
     metrics: Arc<Metrics>,
 ) {
     let mut last = stamps(&files());
@@ -170,6 +183,7 @@ async fn follow(
         match read() {
             Ok(documents) => {
                 tracing::info!(documents = documents.len(), "policy files were read again");
+                issuers.want(key_sources(&documents));
                 compiled.store(Arc::new(Compiled::new(documents, generation + 1)));
                 metrics.policies(generation + 1, true);
             }
@@ -212,7 +226,7 @@ impl Authorization for Service {
         request: Request<auth::CheckRequest>,
     ) -> Result<Response<auth::CheckResponse>, Status> {
         let (result, caller) = match Question::read(request.into_inner(), self.mesh.normalization) {
-            Ok(question) => (self.judge(&question), question.caller()),
+            Ok(question) => (self.judge(&question).await, question.caller()),
             Err(finding) => (Err(finding), "unknown".to_owned()),
         };
         self.metrics.decided(Direction::Inbound, result.as_ref().err().map(|f| f.code));
@@ -227,7 +241,7 @@ impl Authorization for Service {
 }
 
 impl Service {
-    fn judge(&self, question: &Question) -> Result<auth::CheckResponse, Finding> {
+    async fn judge(&self, question: &Question) -> Result<auth::CheckResponse, Finding> {
         let own = question.destination.as_ref().and_then(|d| d.namespace());
         let namespace = self.namespace.as_deref().or(own).unwrap_or("default");
         let set = self.compiled.load().for_namespace(namespace, self);
@@ -246,7 +260,7 @@ impl Service {
         };
         let fields = http.fields();
         let authenticated = if set.expects_tokens() {
-            Some(set.authenticate(&http.parts(&fields), &http.query, (self.now)())?)
+            Some(self.authenticate(&set, &http.parts(&fields), &http.query).await?)
         } else {
             None
         };
@@ -256,6 +270,23 @@ impl Service {
         match set.judge(&question.attributes(Some(parts), token)) {
             Verdict::Allow(_) => Ok(allowed(authenticated)),
             Verdict::Deny(denial) => Err(denial.finding()),
+        }
+    }
+
+    /// What the request's token proves; where its issuer may have newer keys, they are fetched first.
+    async fn authenticate(
+        &self,
+        set: &PolicySet,
+        http: &HttpRequest<'_>,
+        query: &str,
+    ) -> Result<Authenticated, Finding> {
+        let once = || set.authenticate(http, query, (self.now)(), &self.issuers.published());
+        match once() {
+            Err(TokenRefused { newer_keys: Some(location), .. }) => {
+                self.issuers.renew(&location).await;
+                once().map_err(|e| e.finding)
+            }
+            result => result.map_err(|e| e.finding),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::edges::EdgeLog;
 use countersign_identity::SpiffeId;
+use countersign_issuers::IssuerOptions;
 use countersign_policy::{AllowList, Labels, Mesh, Mode, Provider};
 
 /// What is spoken on a port.
@@ -118,6 +119,8 @@ pub struct ProxyOptions {
     pub mesh: Mesh,
     /// The engines that CUSTOM policies may name.
     pub providers: Vec<Provider>,
+    /// Which token issuers may be asked for their keys.
+    pub issuers: IssuerOptions,
     /// Where distinct calls that were allowed are written, if anywhere.
     pub edges: Option<EdgeLog>,
     /// Worker threads.
@@ -143,6 +146,7 @@ impl ProxyOptions {
             labels: None,
             mesh: Mesh::default(),
             providers: Vec::new(),
+            issuers: IssuerOptions::default(),
             edges: None,
             threads: 1,
             tls12: false,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use countersign_engines::Engines;
 use countersign_findings::{Code, Finding};
+use countersign_issuers::Issuers;
 use countersign_sys::bind_tcp;
 use countersign_telemetry::{AccessLog, Metrics};
 use countersign_tls::{LiveCredentials, TlsOptions};
@@ -129,6 +130,8 @@ impl Proxy {
     /// so that a mistake in them is an error here.
     pub async fn start(options: ProxyOptions, log: AccessLog) -> Result<RunningProxy, Finding> {
         let engines = Engines::new(options.providers)?;
+        let metrics = Arc::new(Metrics::new());
+        let issuers = Arc::new(Issuers::new(&options.issuers, Arc::clone(&metrics))?);
         let known: Vec<String> = engines.names().map(str::to_owned).collect();
         let documents = read_given(&options.policies, &options.policy_files, &known)?;
         let (given_sender, given) = watch::channel(Arc::new(documents));
@@ -162,7 +165,6 @@ impl Proxy {
             }
             addresses.push(address);
         }
-        let metrics = Arc::new(Metrics::new());
         let shared = Arc::new(Shared {
             credentials: Arc::new(LiveCredentials::empty()),
             policies: ArcSwapOption::empty(),
@@ -175,6 +177,7 @@ impl Proxy {
             labels: options.labels,
             mesh: options.mesh,
             engines,
+            issuers,
             edges: options.edges,
             connections: AtomicUsize::new(0),
             max_connections: options.max_connections,
@@ -183,6 +186,7 @@ impl Proxy {
         let (stop, stopped) = watch::channel(false);
         let (errors, last_error) = watch::channel(None);
         let mut control = JoinSet::new();
+        control.spawn(Arc::clone(&shared.issuers).run());
         let tls = TlsOptions { tls12: options.tls12 };
         let live = Arc::clone(&shared.credentials);
         if !options.policy_files.is_empty() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use countersign_engines::Engines;
 use countersign_findings::{Code, Finding};
+use countersign_issuers::Issuers;
 use countersign_policy::PolicySet;
 use countersign_telemetry::{AccessLog, ConnectionId, Direction, HandshakeRecord, Metrics};
 use countersign_tls::LiveCredentials;
@@ -26,6 +27,7 @@ pub(crate) struct Shared {
     pub(crate) labels: Option<countersign_policy::Labels>,
     pub(crate) mesh: countersign_policy::Mesh,
     pub(crate) engines: Engines,
+    pub(crate) issuers: Arc<Issuers>,
     pub(crate) edges: Option<crate::edges::EdgeLog>,
     pub(crate) connections: AtomicUsize,
     pub(crate) max_connections: usize,

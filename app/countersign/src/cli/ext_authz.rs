@@ -54,6 +54,8 @@ pub(crate) struct ExtAuthzCommand {
     labels: Vec<String>,
     #[command(flatten)]
     semantics: SemanticsFlags,
+    #[command(flatten)]
+    issuers: super::issuers::IssuerFlags,
     /// Address for /metrics, /livez, /readyz
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
@@ -89,6 +91,7 @@ impl ExtAuthzCommand {
             namespace: self.namespace,
             labels: labels(&self.labels)?,
             mesh: self.semantics.mesh()?,
+            issuers: self.issuers.options()?,
             now: current_time,
         })?;
         let metrics = serve_admin(self.metrics, Arc::clone(&service.metrics), Arc::new(|| Ok(())))?;

@@ -75,6 +75,8 @@ struct Common {
     /// Engines that CUSTOM policies may name: Istio's `extensionProviders`, in a file
     #[arg(long, value_name = "FILE")]
     providers: Option<PathBuf>,
+    #[command(flatten)]
+    issuers: super::issuers::IssuerFlags,
     /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
     #[arg(long, value_name = "FILE")]
     edges: Option<PathBuf>,
@@ -431,6 +433,7 @@ async fn serve(
     if let Some(path) = &common.providers {
         options.providers = providers(path)?;
     }
+    options.issuers = common.issuers.options()?;
     options.edges = common.edges.as_deref().map(edges).transpose()?;
     options.threads = usize::from(common.threads);
     options.tls12 = common.tls12;

@@ -71,6 +71,8 @@ pub(crate) struct Run {
     /// Engines that CUSTOM policies may name: Istio's `extensionProviders`, in a file
     #[arg(long, value_name = "FILE")]
     providers: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    issuers: super::issuers::IssuerFlags,
     /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
     #[arg(long, value_name = "FILE")]
     edges: Option<std::path::PathBuf>,
@@ -173,6 +175,7 @@ impl Run {
         if let Some(path) = &self.providers {
             options.providers = super::proxy::providers(path)?;
         }
+        options.issuers = self.issuers.options()?;
         options.edges = self.edges.as_deref().map(super::proxy::edges).transpose()?;
         let proxy = Proxy::start(options, AccessLog::off()).await?;
         wait_ready(&proxy).await?;

@@ -1,6 +1,7 @@
 //! RequestAuthentication (RA-7).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use countersign_findings::Finding;
 use countersign_jose::KeySet;
@@ -8,7 +9,8 @@ use countersign_jose::KeySet;
 use super::place::Place;
 use super::read::{check_version, selector, targets};
 use super::shapes::{Doc, JwtRuleSpec, RequestSpec};
-use crate::request_auth::{JwtRule, Location, RequestAuthentication};
+use crate::issuer_keys::{KeyLocation, check_url};
+use crate::request_auth::{JwtRule, Keys, Location, RequestAuthentication};
 
 pub(super) fn read(
     doc: Doc<RequestSpec>,
@@ -80,23 +82,29 @@ fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, F
             return Err(bad(field, "holds an empty value"));
         }
     }
-    if spec.timeout.as_deref().is_some_and(|t| !is_duration(t)) {
-        return Err(bad("timeout", "is not a duration like 5s"));
-    }
-    let keys = match (&spec.jwks, &spec.jwks_uri) {
+    let timeout = match spec.timeout.as_deref() {
+        None => FETCH_TIMEOUT,
+        Some(text) => {
+            duration(text).ok_or_else(|| bad("timeout", "is not a duration like 5s, up to 60s"))?
+        }
+    };
+    let keys = match (&spec.jwks, spec.jwks_uri) {
         (Some(_), Some(_)) => return Err(bad("jwks", "cannot stand beside jwksUri")),
         (Some(text), None) => {
-            KeySet::parse(text.as_bytes()).map(Arc::new).map_err(|e| bad("jwks", &e.to_string()))?
+            let keys = KeySet::parse(text.as_bytes()).map_err(|e| bad("jwks", &e.to_string()))?;
+            Keys::Inline(Arc::new(keys))
+        }
+        (None, Some(url)) => {
+            check_url(&url).map_err(|e| bad("jwksUri", e))?;
+            Keys::Published(KeyLocation::Jwks(url), timeout)
         }
         // Without keys every token would be refused, which nobody would understand.
-        (None, None) => {
-            return Err(bad("jwks", "is missing").hint("put the issuer's keys into `jwks`"));
+        (None, None) if check_url(&spec.issuer).is_err() => {
+            return Err(bad("jwks", "is missing").hint(
+                "give the issuer's keys with `jwks` or `jwksUri`: they cannot be discovered, because `issuer` is no URL",
+            ));
         }
-        (None, Some(_)) => {
-            return Err(place
-                .unsupported(&format!("{at}.jwksUri"))
-                .hint("put the issuer's keys into `jwks`"));
-        }
+        (None, None) => Keys::Published(KeyLocation::Discovery(spec.issuer.clone()), timeout),
     };
     let mut locations = Vec::new();
     for (i, h) in spec.from_headers.iter().enumerate() {
@@ -148,8 +156,21 @@ fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, F
     })
 }
 
-fn is_duration(text: &str) -> bool {
+/// Istio's default.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// More would only keep requests waiting.
+const MAX_FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn duration(text: &str) -> Option<Duration> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = &text[number.len()..];
-    ["ms", "s", "m", "h"].contains(&unit) && number.parse::<f64>().is_ok_and(|n| n > 0.0)
+    let unit = match &text[number.len()..] {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    let seconds = number.parse::<f64>().ok()? * unit;
+    Duration::try_from_secs_f64(seconds).ok().filter(|d| !d.is_zero() && *d <= MAX_FETCH_TIMEOUT)
 }

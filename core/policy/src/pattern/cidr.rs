@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// An address block.
+/// An address block: `10.0.0.0/8`, `fd00::/8`, or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cidr {
+pub struct Cidr {
     base: IpAddr,
     bits: u8,
 }
@@ -42,7 +42,8 @@ impl FromStr for Cidr {
 }
 
 impl Cidr {
-    pub(crate) fn contains(self, ip: IpAddr) -> bool {
+    /// Whether `ip` is in the block.
+    pub fn contains(self, ip: IpAddr) -> bool {
         // An IPv4-mapped address is the IPv4 address it maps.
         let number = |ip: IpAddr| match ip.to_canonical() {
             IpAddr::V4(v4) => (u128::from(u32::from(v4)) << 96, true),

@@ -262,7 +262,7 @@ async fn one<C: Relayed, E: Exchange>(
         exchange.refused(&finding);
         let mut told = match &by_engine {
             Some(r) => engine_refusal(r, finding.code, id, close),
-            None => refusal(status_of(finding.code), finding.code, id, close),
+            None => refusal(finding.code.http_status(), finding.code, id, close),
         };
         if method == "HEAD" {
             // Its answer has no body: what came of one would pass for the next answer.
@@ -316,20 +316,6 @@ async fn one<C: Relayed, E: Exchange>(
             }
             Err(finding)
         }
-    }
-}
-
-/// How a refused request is answered.
-fn status_of(code: Code) -> u16 {
-    match code {
-        Code::PolicyUnavailable => 503,
-        Code::JwtMalformed
-        | Code::JwtAlgorithmRefused
-        | Code::JwtKeyUnknown
-        | Code::JwtSignatureInvalid
-        | Code::JwtExpired
-        | Code::JwtAudienceMismatch => 401,
-        _ => 403,
     }
 }
 

@@ -8,7 +8,7 @@ use countersign_engines::Reply;
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
     Authenticated, Authorizer, HttpRequest, Normalization, Permit, PolicySet, Request, Token,
-    Workload,
+    TokenRefused, Workload,
 };
 use countersign_telemetry::Direction;
 use countersign_tls::current_time;
@@ -142,6 +142,36 @@ impl HttpInbound<'_> {
         result
     }
 
+    /// What the request's token proves, if policies ask for tokens.
+    fn authenticate(
+        &self,
+        policies: &Policies,
+        head: &RequestHead<'_>,
+    ) -> Result<Option<Box<Authenticated>>, TokenRefused> {
+        let Some(policies) = policies.as_ref().filter(|p| p.expects_tokens()) else {
+            return Ok(None);
+        };
+        let keys = self.connection.shared.issuers.published();
+        policies
+            .authenticate(&parts(head, &head.fields), head.query(), current_time(), &keys)
+            .map(|a| Some(Box::new(a)))
+    }
+
+    /// As [`HttpInbound::authenticate`]; where the issuer may have newer keys, they are fetched first.
+    async fn authenticate_now(
+        &self,
+        policies: &Policies,
+        head: &RequestHead<'_>,
+    ) -> Result<Option<Box<Authenticated>>, Finding> {
+        match self.authenticate(policies, head) {
+            Err(TokenRefused { newer_keys: Some(location), .. }) => {
+                self.connection.shared.issuers.renew(&location).await;
+                self.authenticate(policies, head).map_err(|e| e.finding)
+            }
+            result => result.map_err(|e| e.finding),
+        }
+    }
+
     /// Asks the external engine about a request, if policies want that.
     async fn ask(
         &self,
@@ -164,7 +194,9 @@ impl HttpInbound<'_> {
             Ok(Some(head)) => {
                 let policies = self.connection.policies();
                 let reply = under_way.reply.as_ref();
-                let authenticated = authenticate(&policies, &head).map_err(|e| e.code)?;
+                // What is under way does not wait for newer keys; they count as they are.
+                let authenticated =
+                    self.authenticate(&policies, &head).map_err(|e| e.finding.code)?;
                 let authenticated = edited(authenticated, reply, &head);
                 let edits = authenticated.as_deref();
                 let token = edits.and_then(|a| a.token.as_ref());
@@ -183,19 +215,6 @@ impl HttpInbound<'_> {
     }
 }
 
-/// What the request's token proves, if policies ask for tokens.
-fn authenticate(
-    policies: &Policies,
-    head: &RequestHead<'_>,
-) -> Result<Option<Box<Authenticated>>, Finding> {
-    let Some(policies) = policies.as_ref().filter(|p| p.expects_tokens()) else {
-        return Ok(None);
-    };
-    policies
-        .authenticate(&parts(head, &head.fields), head.query(), current_time())
-        .map(|a| Some(Box::new(a)))
-}
-
 fn parts<'a>(head: &'a RequestHead<'_>, fields: &'a [(&'a str, &'a str)]) -> HttpRequest<'a> {
     HttpRequest { method: head.method, host: head.host, path: head.path(), headers: fields }
 }
@@ -205,7 +224,7 @@ impl Exchange for HttpInbound<'_> {
 
     async fn judge<'s>(&'s self, request: &RequestHead<'_>) -> Next<'s> {
         let policies = self.connection.policies();
-        let authenticated = match authenticate(&policies, request) {
+        let authenticated = match self.authenticate_now(&policies, request).await {
             Ok(authenticated) => authenticated,
             Err(finding) => {
                 self.connection.shared.metrics.decided(Direction::Inbound, Some(finding.code));

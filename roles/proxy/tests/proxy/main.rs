@@ -6,5 +6,6 @@
 mod bad_certificates;
 mod engines;
 mod http;
+mod issuers;
 mod kit;
 mod tcp;

@@ -5,14 +5,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
+use countersign_jose::KeySet;
 use countersign_keys::read_bounded;
 use countersign_policy::{
     Answer, Attributes, Authenticated, Caller, CertificateFacts, Denial, Document, External,
-    HttpRequest, Labels, Mesh, PolicySet, Token, Verdict, Workload, judged_fields, normalize_as,
+    HttpRequest, Labels, MAX_INPUT, Mesh, PolicySet, PublishedKeys, Token, TokenRefused, Verdict,
+    Workload, judged_fields, key_sources, normalize_as,
 };
 use countersign_tls::current_time;
 use serde::{Deserialize, Serialize};
@@ -20,9 +23,9 @@ use serde_json::{Map, Value};
 
 use countersign_server::DataDir;
 
-use super::super::Global;
 use super::super::documents::load;
 use super::super::semantics::{SemanticsFlags, trust_domain};
+use super::super::{Global, invalid};
 
 /// Largest file of requests in bytes.
 const MAX_REQUESTS: u64 = 1 << 30;
@@ -35,6 +38,9 @@ pub(crate) struct MeshFlags {
     pub(crate) trust_domain: Option<String>,
     #[command(flatten)]
     pub(crate) semantics: SemanticsFlags,
+    /// Keys (JWKS) of a token issuer whose keys policies fetch, which previews do not; repeat for more
+    #[arg(long, value_name = "ISSUER=FILE")]
+    pub(crate) issuer_keys: Vec<String>,
 }
 
 impl MeshFlags {
@@ -55,6 +61,7 @@ pub(crate) struct Preview {
     documents: Vec<Document>,
     trust_domain: TrustDomain,
     mesh: Mesh,
+    keys: PublishedKeys,
     /// One compiled set for each destination that was asked about.
     sets: RefCell<HashMap<(String, Option<Labels>), Rc<PolicySet>>>,
 }
@@ -62,6 +69,7 @@ pub(crate) struct Preview {
 impl Preview {
     pub(crate) fn new(documents: Vec<Document>, flags: &MeshFlags) -> Result<Self, Finding> {
         Ok(Self {
+            keys: issuer_keys(&documents, &flags.issuer_keys)?,
             documents,
             trust_domain: trust_domain(flags.trust_domain.as_deref().unwrap_or("cluster.local"))?,
             mesh: flags.semantics.mesh()?,
@@ -134,9 +142,11 @@ impl Preview {
             http.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         let (path, query) = http.path.split_once('?').unwrap_or((&http.path, ""));
         let parts = HttpRequest { method: &http.method, host: &http.host, path, headers: &headers };
-        match set.authenticate(&parts, query, current_time()) {
+        match set.authenticate(&parts, query, current_time(), &self.keys) {
             Ok(done) => self.with_claims(request, done.token.clone(), Some(&done), set, work),
-            Err(e) => Err(refused(e.code, format!("401: {}", e.message))),
+            Err(TokenRefused { finding: e, .. }) => {
+                Err(refused(e.code, format!("{}: {}", e.code.http_status(), e.message)))
+            }
         }
     }
 
@@ -217,6 +227,36 @@ impl Preview {
 }
 
 /// A request that never gets as far as the policies.
+/// The keys that were given for the issuers that documents name.
+fn issuer_keys(documents: &[Document], given: &[String]) -> Result<PublishedKeys, Finding> {
+    let mut keys = PublishedKeys::default();
+    let sources = key_sources(documents);
+    for text in given {
+        let (issuer, path) = text
+            .rsplit_once('=')
+            .ok_or_else(|| invalid(format!("--issuer-keys: `{text}` is not ISSUER=FILE")))?;
+        let bytes = read_bounded(Path::new(path), MAX_INPUT as u64).map_err(|e| e.finding())?;
+        let set = KeySet::parse(&bytes)
+            .map_err(|e| Finding::new(Code::ConfigSyntax, e.to_string()).at(path.to_owned()))?;
+        let set = Arc::new(set);
+        let mut places = sources.iter().filter(|s| s.issuer == issuer).peekable();
+        if places.peek().is_none() {
+            let text = format!("--issuer-keys: no policy fetches keys of `{issuer}`");
+            return Err(invalid(text));
+        }
+        for source in places {
+            keys.insert(source.location.clone(), Ok(Arc::clone(&set)));
+        }
+    }
+    for source in sources {
+        if keys.at(&source.location).is_err() {
+            let why = format!("previews fetch nothing: give --issuer-keys {}=FILE", source.issuer);
+            keys.insert(source.location, Err(why));
+        }
+    }
+    Ok(keys)
+}
+
 fn refused(code: Code, message: String) -> Denial {
     Denial { code, policy: None, rule: None, field: None, message }
 }

@@ -173,7 +173,7 @@ fn run_file(path: &Path, results: &mut Vec<CaseResult>) -> Result<(), Finding> {
         compat,
         normalization: None,
     };
-    let flags = MeshFlags { trust_domain: cases.trust_domain, semantics };
+    let flags = MeshFlags { trust_domain: cases.trust_domain, semantics, issuer_keys: Vec::new() };
     let policies: Vec<PathBuf> = cases.policies.iter().map(|p| dir.join(p)).collect();
     let preview = Preview::of_files(&policies, &flags)?;
     for case in cases.cases {
