@@ -142,4 +142,32 @@ impl TestCa {
         }
         TestIdentity { chain, key: PrivateKeyDer::new(key.serialize_der()) }
     }
+
+    /// A certificate as older PKIs make them: common names, DNS SANs, URI SANs, no usages.
+    pub fn legacy(&self, common_names: &[&str], dns: &[&str], uris: &[&str]) -> TestIdentity {
+        let ia5 = |s: &&str| Ia5String::try_from(*s).expect("ia5");
+        let hour = std::time::Duration::from_secs(3600);
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for name in common_names {
+            // The library keeps one value of a type; a second CN goes by its OID.
+            let kind = match params.distinguished_name.get(&DnType::CommonName) {
+                None => DnType::CommonName,
+                Some(_) => DnType::CustomDnType(vec![2, 5, 4, 3]),
+            };
+            params.distinguished_name.push(kind, *name);
+        }
+        params.not_before = date(self.now - hour);
+        params.not_after = date(self.now + hour);
+        params.subject_alt_names = dns.iter().map(ia5).map(SanType::DnsName).collect();
+        params.subject_alt_names.extend(uris.iter().map(ia5).map(SanType::URI));
+        let issuer_key =
+            KeyPair::try_from(self.intermediate_key.pkcs8().expose_pkcs8()).expect("issuer key");
+        let issuer = Issuer::from_ca_cert_der(&self.intermediate.clone().into(), issuer_key)
+            .expect("issuer");
+        let leaf = params.signed_by(&key, &issuer).expect("sign").der().to_vec();
+        let chain = vec![leaf, self.intermediate.clone()];
+        TestIdentity { chain, key: PrivateKeyDer::new(key.serialize_der()) }
+    }
 }

@@ -12,6 +12,7 @@ mod ext_authz;
 mod id;
 mod init;
 mod issuers;
+mod legacy;
 mod policy;
 mod proxy;
 mod review;

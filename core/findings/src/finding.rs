@@ -104,6 +104,20 @@ impl fmt::Display for Finding {
 
 impl std::error::Error for Finding {}
 
+/// A whole error, causes included, in one line; libraries keep the cause that matters for the last.
+pub fn with_causes(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        let next = s.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = s.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,18 +141,4 @@ mod tests {
         let json = serde_json::to_string(&Finding::new(Code::AgentBanned, "x")).unwrap();
         assert!(json.starts_with(r#"{"code":"CS4003","message":"x","#), "{json}");
     }
-}
-
-/// A whole error, causes included, in one line; libraries keep the cause that matters for the last.
-pub fn with_causes(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(s) = source {
-        let next = s.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = s.source();
-    }
-    text
 }

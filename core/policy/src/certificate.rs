@@ -3,9 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use countersign_x509::{CertInfo, hex};
+use countersign_x509::{CertInfo, hex, parse_pin};
 
 /// What rules can name of a certificate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,24 +37,9 @@ pub(crate) struct Pin(pub(crate) [u8; 32]);
 impl FromStr for Pin {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        let wrong = || "is not sha256:HEX or sha256/BASE64 of a SubjectPublicKeyInfo".to_owned();
-        if let Some(base64) = s.strip_prefix("sha256/") {
-            let bytes = STANDARD.decode(base64).map_err(|_| wrong())?;
-            return bytes.try_into().map(Self).map_err(|_| wrong());
-        }
-        let digits = s.strip_prefix("sha256:").ok_or_else(wrong)?;
-        let mut out = [0; 32];
-        if digits.len() != 64 || !digits.is_ascii() {
-            return Err(wrong());
-        }
-        for (byte, pair) in out.iter_mut().zip(digits.as_bytes().chunks(2)) {
-            let digit = |b: u8| (b as char).to_digit(16);
-            let (Some(high), Some(low)) = (digit(pair[0]), digit(pair[1])) else {
-                return Err(wrong());
-            };
-            *byte = u8::try_from(high << 4 | low).unwrap_or_default();
-        }
-        Ok(Self(out))
+        parse_pin(s).map(Self).ok_or_else(|| {
+            "is not sha256:HEX or sha256/BASE64 of a SubjectPublicKeyInfo".to_owned()
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, UnixTime};
-use countersign_x509::PeerIdentity;
+use countersign_x509::{LegacyPeer, PeerIdentity};
 
 use crate::certificate::CertificateFacts;
 use crate::external::External;
@@ -24,6 +24,8 @@ pub enum NoIdentity {
 pub enum Source<'a> {
     /// A peer whose chain was verified.
     Peer(&'a PeerIdentity),
+    /// A peer without a SPIFFE ID whose chain was verified and whose name is listed.
+    Legacy(&'a LegacyPeer),
     /// Nobody in particular.
     Unauthenticated {
         /// Why not.
@@ -73,8 +75,26 @@ pub enum Caller<'a> {
     /// A certificate that proves no SPIFFE ID: the names that Envoy would take for its principals. They
     /// count in Istio's semantics only.
     Names(&'a [String]),
+    /// As [`Caller::Names`], of a peer that the operator has listed by name: it may come without a SPIFFE ID, and
+    /// rules find it by what its certificate says.
+    Legacy {
+        /// The listed name.
+        name: &'a str,
+        /// As above.
+        names: &'a [String],
+    },
     /// No certificate.
     Nobody,
+}
+
+impl<'a> Caller<'a> {
+    /// The names of a caller without a SPIFFE ID that Istio's semantics go by.
+    pub(crate) fn names(self) -> &'a [String] {
+        match self {
+            Caller::Names(names) | Caller::Legacy { names, .. } => names,
+            Caller::Identity(_) | Caller::Nobody => &[],
+        }
+    }
 }
 
 /// Everything that rules can name. What is not known is absent: no positive field matches it.
@@ -107,10 +127,12 @@ impl<'a> From<&Request<'a>> for Attributes<'a> {
         Self {
             caller: match r.source {
                 Source::Peer(peer) => Caller::Identity(peer.id()),
+                Source::Legacy(peer) => Caller::Legacy { name: peer.name(), names: peer.names() },
                 Source::Unauthenticated { .. } => Caller::Nobody,
             },
             certificate: match r.source {
                 Source::Peer(peer) => Some(CertificateFacts::of(peer.leaf())),
+                Source::Legacy(peer) => Some(CertificateFacts::of(peer.leaf())),
                 Source::Unauthenticated { .. } => None,
             },
             source_ip: Some(r.source_ip),
@@ -210,6 +232,7 @@ impl Decision {
     pub(crate) fn allow(source: &Source<'_>, by: Option<Arc<str>>, generation: u64) -> Self {
         let not_after = match source {
             Source::Peer(peer) => Some(peer.not_after()),
+            Source::Legacy(peer) => Some(peer.not_after()),
             Source::Unauthenticated { .. } => None,
         };
         Self { outcome: Ok(Granted { by, not_after, generation }) }

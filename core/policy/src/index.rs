@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::decision::Caller;
 use crate::matcher::{Facts, Matcher, Semantics};
 use crate::pattern::{PathPattern, Pattern, Reach};
 use crate::rule::{Group, Rule, Test};
@@ -213,12 +212,12 @@ impl Index {
             split.prefixes.of(text).find_map(|child| self.visit(child, f, found))
         };
         let hit = match split.attribute {
-            Attribute::Principal => match (&f.identity, f.a.caller) {
-                (Some(id), _) => value(id.principal),
-                (None, Caller::Names(names)) => {
-                    names.iter().filter_map(|n| n.strip_prefix("spiffe://")).find_map(&mut value)
+            Attribute::Principal => match &f.identity {
+                Some(id) => value(id.principal),
+                None => {
+                    let names = f.a.caller.names().iter();
+                    names.filter_map(|n| n.strip_prefix("spiffe://")).find_map(&mut value)
                 }
-                (None, _) => None,
             },
             Attribute::Namespace => {
                 f.identity.as_ref().and_then(|id| id.namespace()).and_then(value)

@@ -57,7 +57,7 @@ impl Matcher {
                 namespace_and_account: id.namespace_and_service_account(),
                 is_local: self.domains.iter().any(|d| id.is_member_of(d)),
             }),
-            Caller::Names(_) | Caller::Nobody => None,
+            Caller::Names(_) | Caller::Legacy { .. } | Caller::Nobody => None,
         };
         Facts { a, identity }
     }
@@ -90,11 +90,9 @@ impl Matcher {
                     identity(test, id, reach) || reach == Reach::Wide && name(test, id.id.as_str())
                 }
                 (Semantics::Istio, Some(id), _) => name(test, id.id.as_str()),
-                (Semantics::Istio, None, Caller::Names(names)) => {
-                    names.iter().any(|n| name(test, n))
-                }
+                (Semantics::Istio, None, caller) => caller.names().iter().any(|n| name(test, n)),
                 // A certificate without a SPIFFE ID is nobody.
-                (_, None, _) => false,
+                (Semantics::Strict, None, _) => false,
             },
             Test::SourceIps(list) => within(list, a.source_ip),
             Test::RemoteIps(list) => within(list, a.remote_ip),

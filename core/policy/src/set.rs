@@ -499,6 +499,7 @@ fn settle(rule: &Arc<Rule>, action: Action, workload: &Workload, matcher: &Match
 pub(crate) fn who(a: &Attributes<'_>) -> String {
     match a.caller {
         Caller::Identity(id) => format!("`{id}`"),
+        Caller::Legacy { name, .. } => format!("the legacy peer `{name}`"),
         Caller::Names([]) => "a caller without a SPIFFE ID".to_owned(),
         Caller::Names(names) => format!("`{}`", names.join("`, `")),
         Caller::Nobody => "an unauthenticated caller".to_owned(),

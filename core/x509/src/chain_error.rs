@@ -53,6 +53,13 @@ pub enum ChainCause {
         /// What was wanted.
         expected: String,
     },
+    /// Verified by a legacy root, but nobody who is named.
+    LegacyNotAllowed {
+        /// What the certificate says.
+        subject: String,
+        /// Who is named.
+        expected: String,
+    },
     /// X509-SVID §2: more than one URI SAN.
     SeveralUriSans(Vec<String>),
     /// No URI SAN.
@@ -118,6 +125,7 @@ impl ChainError {
             ChainCause::MissingIntermediate { .. } => Code::MissingIntermediate,
             ChainCause::WrongTrustDomain { .. } => Code::WrongTrustDomain,
             ChainCause::WrongSpiffeId { .. } => Code::WrongSpiffeId,
+            ChainCause::LegacyNotAllowed { .. } => Code::IdentityNotAllowed,
             ChainCause::SeveralUriSans(_) => Code::SeveralUriSans,
             ChainCause::NoSpiffeId { .. } => Code::NoSpiffeId,
             ChainCause::MalformedSpiffeId { .. } => Code::MalformedSpiffeId,
@@ -135,7 +143,9 @@ impl ChainError {
     /// The finding for the owner of this side: cause, expected, presented, trusted.
     pub fn finding(&self) -> Finding {
         let mut finding = Finding::new(self.code(), self.cause.to_string());
-        if let ChainCause::WrongSpiffeId { expected, .. } = &self.cause {
+        if let ChainCause::WrongSpiffeId { expected, .. }
+        | ChainCause::LegacyNotAllowed { expected, .. } = &self.cause
+        {
             finding = finding.expected(expected.clone());
         }
         match &self.cause {
@@ -192,6 +202,9 @@ impl fmt::Display for ChainCause {
             }
             ChainCause::WrongSpiffeId { presented, .. } => {
                 write!(f, "peer is `{presented}`, which is not expected here")
+            }
+            ChainCause::LegacyNotAllowed { subject, .. } => {
+                write!(f, "`{subject}` is none of the legacy peers that may call")
             }
             ChainCause::SeveralUriSans(uris) => write!(
                 f,

@@ -5,6 +5,8 @@
 //! Path building, signatures, constraints and CRLs are `rustls-webpki`'s; the SPIFFE rules around them, the
 //! caches, and telling causes apart are here.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 pub use rustls_pki_types::CertificateDer;
 
 mod anchors;
@@ -12,6 +14,7 @@ mod attributes;
 mod cert_info;
 mod chain_error;
 pub mod csr;
+mod legacy;
 mod peer;
 pub mod pem;
 pub mod profile;
@@ -21,6 +24,7 @@ mod verify;
 pub use anchors::{AnchorError, TrustStore};
 pub use cert_info::{CertInfo, ParseError};
 pub use chain_error::{ChainCause, ChainError};
+pub use legacy::{LegacyName, LegacyPeer, LegacyTrust, Peer};
 pub use peer::{PeerIdentity, PeerRole};
 pub use spiffe_rules::{spiffe_authority, spiffe_leaf};
 pub use verify::{Crls, SUPPORTED_SIGNATURES, verify_path};
@@ -60,6 +64,20 @@ impl Default for Sha256 {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A key's pin: SHA-256 of its SubjectPublicKeyInfo as `sha256:HEX` or `sha256/BASE64` (RFC 7469 section 2.4).
+pub fn parse_pin(text: &str) -> Option<[u8; 32]> {
+    if let Some(base64) = text.strip_prefix("sha256/") {
+        return STANDARD.decode(base64).ok()?.try_into().ok();
+    }
+    let digits = text.strip_prefix("sha256:").filter(|d| d.len() == 64 && d.is_ascii())?;
+    let mut out = [0; 32];
+    for (byte, pair) in out.iter_mut().zip(digits.as_bytes().chunks(2)) {
+        let digit = |b: u8| (b as char).to_digit(16);
+        *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
+    }
+    Some(out)
 }
 
 /// Lower-case hexadecimal.

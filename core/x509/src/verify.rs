@@ -37,7 +37,7 @@ pub static SUPPORTED_SIGNATURES: &[&dyn SignatureVerificationAlgorithm] = &[
 ];
 
 /// Longest chain that is looked at; a peer that sends more is refused before anything is verified.
-const MAX_CHAIN: usize = 10;
+pub(crate) const MAX_CHAIN: usize = 10;
 
 /// Revocation lists that apply to every chain checked with them. Each issuer on the path must be
 /// covered by a current list: what is unknown is refused.
@@ -153,7 +153,7 @@ impl TrustStore {
                     .zip(&anchors.infos)
                     .filter(|(_, info)| check_validity(info, now).is_ok())
                     .collect();
-                walk(&end_entity, &leaf, intermediates, &valid, now, crls)
+                walk(&end_entity, &leaf, intermediates, &valid, now, crls, spiffe_authority)
                     .map_err(|e| fail(self.diagnose(e, &leaf, intermediates, &id, now)))?
             }
         };
@@ -284,26 +284,28 @@ impl TrustStore {
     }
 }
 
-struct PathFacts {
+pub(crate) struct PathFacts {
     not_before: UnixTime,
-    not_after: UnixTime,
-    authority_sha256: [u8; 32],
+    pub(crate) not_after: UnixTime,
+    pub(crate) authority_sha256: [u8; 32],
     /// The leaf's issuer, if it may be remembered.
     issuer: Option<VerifiedIntermediate>,
 }
 
-enum PathFailure {
+pub(crate) enum PathFailure {
     Path(webpki::Error),
     Cause(ChainCause),
 }
 
-fn walk(
+/// Finds a path and what it rests on; `may_issue` judges every issuer below the root.
+pub(crate) fn walk(
     end_entity: &EndEntityCert<'_>,
     leaf: &CertInfo,
     intermediates: &[CertificateDer<'_>],
     roots: &[(&TrustAnchor<'static>, &CertInfo)],
     now: UnixTime,
     crls: &Crls,
+    may_issue: fn(&CertInfo) -> Result<(), ChainCause>,
 ) -> Result<PathFacts, PathFailure> {
     let anchors: Vec<TrustAnchor<'static>> = roots.iter().map(|(a, _)| (*a).clone()).collect();
     let issuers: RefCell<Vec<CertInfo>> = RefCell::default();
@@ -313,7 +315,7 @@ fn walk(
         let mut found = Vec::new();
         for cert in path.intermediate_certificates() {
             let info = CertInfo::parse(&cert.der()).map_err(|_| webpki::Error::BadDer)?;
-            if let Err(c) = spiffe_authority(&info) {
+            if let Err(c) = may_issue(&info) {
                 *cause.borrow_mut() = Some(c);
                 return Err(webpki::Error::UnknownIssuer);
             }
@@ -410,7 +412,7 @@ pub fn verify_path<'p>(
     )
 }
 
-fn check_validity(cert: &CertInfo, now: UnixTime) -> Result<(), ChainCause> {
+pub(crate) fn check_validity(cert: &CertInfo, now: UnixTime) -> Result<(), ChainCause> {
     if now > cert.not_after {
         return Err(ChainCause::Expired { who: cert.display_name(), not_after: cert.not_after });
     }
@@ -423,7 +425,7 @@ fn check_validity(cert: &CertInfo, now: UnixTime) -> Result<(), ChainCause> {
     Ok(())
 }
 
-fn translate(
+pub(crate) fn translate(
     error: webpki::Error,
     leaf: &CertInfo,
     presented: &[CertInfo],
@@ -460,7 +462,7 @@ fn translate(
     }
 }
 
-fn describe_leaf(leaf: &CertInfo) -> String {
+pub(crate) fn describe_leaf(leaf: &CertInfo) -> String {
     format!(
         "`{}`, serial {}, issued by `{}`, valid {} to {}",
         leaf.display_name(),

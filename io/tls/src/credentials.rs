@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{BundleSet, SpiffeId, X509Svid};
-use countersign_x509::{AnchorError, CertInfo, PeerRole, TrustStore, spiffe_leaf};
+use countersign_x509::{AnchorError, CertInfo, LegacyTrust, PeerRole, TrustStore, spiffe_leaf};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -15,10 +15,12 @@ use tokio::sync::watch;
 use crate::verifier::{PeerMatcher, Verifier};
 
 /// What may be negotiated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct TlsOptions {
     /// Also accept TLS 1.2; off by default.
     pub tls12: bool,
+    /// Clients that may come without a SPIFFE ID; nobody by default.
+    pub legacy: Option<Arc<LegacyTrust>>,
 }
 
 /// Why credentials cannot be used.
@@ -87,7 +89,7 @@ impl Credentials {
         generation: u64,
     ) -> Result<Self, CredentialError> {
         // SPIRE's agents offer 1.2 and 1.3.
-        let options = TlsOptions { tls12: true };
+        let options = TlsOptions { tls12: true, legacy: None };
         Self::build(svid, bundles, generation, options, false, vec![b"h2".to_vec()])
     }
 
@@ -120,10 +122,11 @@ impl Credentials {
             Arc::clone(&store),
             PeerMatcher::AnyTrusted,
             clients_mandatory,
+            options.legacy.clone(),
             &provider,
         ));
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(versions(options))?
+            .with_protocol_versions(versions(&options))?
             .with_client_cert_verifier(Arc::clone(&verifier) as _)
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&key))));
         server.send_tls13_tickets = 1;
@@ -146,10 +149,10 @@ impl Credentials {
         wanted: PeerMatcher,
         alpn: &[&[u8]],
     ) -> Result<Arc<ClientSide>, CredentialError> {
-        let verifier =
-            Arc::new(Verifier::new(Arc::clone(&self.store), wanted, true, &self.provider));
+        let store = Arc::clone(&self.store);
+        let verifier = Arc::new(Verifier::new(store, wanted, true, None, &self.provider));
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_protocol_versions(versions(self.options))?
+            .with_protocol_versions(versions(&self.options))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&verifier) as _)
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
@@ -179,9 +182,9 @@ pub(crate) fn anonymous_client(
 ) -> Result<ClientSide, CredentialError> {
     let provider = Arc::new(provider());
     let store = Arc::new(TrustStore::new(bundles, 0)?);
-    let verifier = Arc::new(Verifier::new(store, wanted, true, &provider));
+    let verifier = Arc::new(Verifier::new(store, wanted, true, None, &provider));
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(versions(TlsOptions::default()))?
+        .with_protocol_versions(versions(&TlsOptions::default()))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&verifier) as _)
         .with_no_client_auth();
@@ -213,7 +216,7 @@ pub(crate) fn provider() -> CryptoProvider {
     }
 }
 
-fn versions(options: TlsOptions) -> &'static [&'static SupportedProtocolVersion] {
+fn versions(options: &TlsOptions) -> &'static [&'static SupportedProtocolVersion] {
     static BOTH: [&SupportedProtocolVersion; 2] =
         [&rustls::version::TLS13, &rustls::version::TLS12];
     static ONLY_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
@@ -247,6 +250,11 @@ impl LiveCredentials {
     /// Withdraws the credentials: nothing can be accepted or dialled until new ones arrive.
     pub fn withdraw(&self) {
         self.cell.store(None);
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Tells those who watch that something which the credentials rest on has changed.
+    pub fn touch(&self) {
         self.changes.send_modify(|n| *n += 1);
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use countersign_identity::{BundleSet, UnixTime};
-use countersign_x509::{PeerIdentity, PeerRole};
+use countersign_x509::{Peer, PeerIdentity, PeerRole};
 use rustls::pki_types::{IpAddr, Ipv4Addr, ServerName};
 use rustls::{CommonState, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -39,8 +39,8 @@ pub struct HandshakeInfo {
     pub duration: Duration,
 }
 
-/// An established session. `P` is `Arc<PeerIdentity>` where the peer must have proven itself,
-/// `Option<Arc<PeerIdentity>>` where it may come anonymously.
+/// An established session. `P` is `Arc<PeerIdentity>` where the peer must have proven a SPIFFE ID, [`Peer`] where
+/// it may be a legacy one, an `Option` of it where it may come anonymously.
 pub struct Session<T, P> {
     /// The stream.
     pub stream: T,
@@ -56,12 +56,12 @@ pub fn current_time() -> UnixTime {
     UnixTime::from_secs(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// Accepts a connection from a peer that must prove its identity.
+/// Accepts a connection from a peer that must prove its identity, or its name where `credentials` let it in by that.
 pub async fn accept<S>(
     stream: S,
     credentials: &Credentials,
     timeout: Duration,
-) -> Result<Session<ServerStream<S>, Arc<PeerIdentity>>, HandshakeError>
+) -> Result<Session<ServerStream<S>, Peer>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -75,7 +75,7 @@ pub async fn accept_optional<S>(
     stream: S,
     credentials: &Credentials,
     timeout: Duration,
-) -> Result<Session<ServerStream<S>, Option<Arc<PeerIdentity>>>, HandshakeError>
+) -> Result<Session<ServerStream<S>, Option<Peer>>, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -85,7 +85,13 @@ where
     let (_, connection) = stream.get_ref();
     let peer = match connection.peer_certificates() {
         None => None,
-        Some(_) => Some(judge_again(connection, &credentials.server_verifier, PeerRole::Client)?),
+        // Judged again; see below.
+        Some(chain) => Some(
+            credentials
+                .server_verifier
+                .judge_client(chain, current_time())
+                .map_err(|e| HandshakeError::Chain(Box::new(e)))?,
+        ),
     };
     let server_name = connection.server_name().map(str::to_owned);
     let info = HandshakeInfo { server_name, ..info(connection, started) };
@@ -107,7 +113,7 @@ where
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([127, 0, 0, 1])));
     let stream = drive(connector.connect(name, stream), timeout).await?;
     let (_, connection) = stream.get_ref();
-    let peer = judge_again(connection, &client.verifier, PeerRole::Server)?;
+    let peer = judge_again(connection, &client.verifier)?;
     let info = info(connection, started);
     Ok(Session { stream, peer, info })
 }
@@ -199,10 +205,11 @@ where
 fn judge_again(
     connection: &CommonState,
     verifier: &Verifier,
-    role: PeerRole,
 ) -> Result<Arc<PeerIdentity>, HandshakeError> {
     let chain = connection.peer_certificates().unwrap_or_default();
-    verifier.judge(chain, role, current_time()).map_err(|e| HandshakeError::Chain(Box::new(e)))
+    verifier
+        .judge(chain, PeerRole::Server, current_time())
+        .map_err(|e| HandshakeError::Chain(Box::new(e)))
 }
 
 /// Polls a handshake under a deadline, and picks up our verifier's reason on the thread it ran on.

@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use countersign_identity::{SpiffeId, TrustDomain, UnixTime};
-use countersign_x509::{ChainCause, ChainError, Crls, PeerIdentity, PeerRole, TrustStore};
+use countersign_x509::{
+    ChainCause, ChainError, Crls, LegacyTrust, Peer, PeerIdentity, PeerRole, TrustStore,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime as TlsTime};
@@ -63,6 +65,7 @@ pub(crate) struct Verifier {
     pub(crate) store: Arc<TrustStore>,
     pub(crate) wanted: PeerMatcher,
     pub(crate) mandatory: bool,
+    legacy: Option<Arc<LegacyTrust>>,
     pub(crate) algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -77,9 +80,11 @@ impl Verifier {
         store: Arc<TrustStore>,
         wanted: PeerMatcher,
         mandatory: bool,
+        legacy: Option<Arc<LegacyTrust>>,
         provider: &CryptoProvider,
     ) -> Self {
-        Self { store, wanted, mandatory, algorithms: provider.signature_verification_algorithms }
+        let algorithms = provider.signature_verification_algorithms;
+        Self { store, wanted, mandatory, legacy, algorithms }
     }
 
     /// Verifies a chain and that the peer is wanted; also used again after a resumed handshake.
@@ -104,6 +109,20 @@ impl Verifier {
         })
     }
 
+    /// As [`Verifier::judge`], for clients, of which some may have no SPIFFE ID.
+    pub(crate) fn judge_client(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Peer, ChainError> {
+        match (&self.legacy, chain.first()) {
+            (Some(legacy), Some(leaf)) if LegacyTrust::concerns(leaf) => {
+                legacy.verify(chain, now).map(Peer::Legacy)
+            }
+            _ => self.judge(chain, PeerRole::Client, now).map(Peer::Spiffe),
+        }
+    }
+
     fn check(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -115,8 +134,12 @@ impl Verifier {
         chain.push(CertificateDer::from(end_entity.as_ref()));
         chain.extend(intermediates.iter().map(|c| CertificateDer::from(c.as_ref())));
         let now = UnixTime::from_secs(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-        match self.judge(&chain, role, now) {
-            Ok(_) => Ok(()),
+        let judged = match role {
+            PeerRole::Client => self.judge_client(&chain, now).map(|_| ()),
+            PeerRole::Server => self.judge(&chain, role, now).map(|_| ()),
+        };
+        match judged {
+            Ok(()) => Ok(()),
             Err(refusal) => {
                 let error = alert_for(&refusal);
                 REFUSAL.set(Some(refusal));
@@ -141,7 +164,9 @@ fn alert_for(refusal: &ChainError) -> Error {
         ChainCause::WrongKeyUsage(_) | ChainCause::WrongExtendedKeyUsage { .. } => {
             CertificateError::InvalidPurpose
         }
-        ChainCause::WrongSpiffeId { .. } => CertificateError::ApplicationVerificationFailure,
+        ChainCause::WrongSpiffeId { .. } | ChainCause::LegacyNotAllowed { .. } => {
+            CertificateError::ApplicationVerificationFailure
+        }
         _ => CertificateError::Other(OtherError(Arc::new(refusal.clone()))),
     })
 }

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use countersign_findings::Code;
 use countersign_policy::Permit;
 use countersign_tls::current_time;
-use countersign_x509::PeerIdentity;
+use countersign_x509::Peer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -202,13 +202,13 @@ pub(crate) async fn relay<A: Relayed, B: Relayed>(
 /// A permit and the peer it was given to, taking the place of those that [`forward`] began with.
 #[derive(Default)]
 pub(crate) struct Renewal {
-    next: Mutex<Option<(Permit, Arc<PeerIdentity>)>>,
+    next: Mutex<Option<(Permit, Peer)>>,
     told: Notify,
 }
 
 impl Renewal {
     /// Puts a new permit in place of the old one: the connection it was for is closed.
-    pub(crate) fn put(&self, permit: Permit, peer: Arc<PeerIdentity>) {
+    pub(crate) fn put(&self, permit: Permit, peer: Peer) {
         *self.next.lock().unwrap_or_else(|e| e.into_inner()) = Some((permit, peer));
         self.told.notify_one();
     }
@@ -219,7 +219,7 @@ impl Renewal {
     }
 
     /// The new permit, or nothing if it is only to be asked again.
-    async fn next(&self) -> Option<(Permit, Arc<PeerIdentity>)> {
+    async fn next(&self) -> Option<(Permit, Peer)> {
         self.told.notified().await;
         self.next.lock().unwrap_or_else(|e| e.into_inner()).take()
     }
@@ -232,7 +232,7 @@ impl Renewal {
 /// `still` is asked at each change of policy, and again when the time that it gives has passed.
 pub(crate) async fn forward<T>(
     permit: Permit,
-    peer: Option<&Arc<PeerIdentity>>,
+    peer: Option<&Peer>,
     shared: &Shared,
     renewal: Option<&Renewal>,
     still: impl Fn() -> Result<Option<Duration>, Code>,
@@ -242,9 +242,9 @@ pub(crate) async fn forward<T>(
     let mut policies = shared.policies_changed.subscribe();
     credentials.mark_unchanged();
     policies.mark_unchanged();
-    let mut peer = peer.map(Arc::clone);
+    let mut peer = peer.cloned();
     // Changes between the handshake and the subscription must not slip through.
-    if !is_trusted(peer.as_deref(), shared) {
+    if !is_trusted(peer.as_ref(), shared) {
         return Err(Code::PermitWithdrawn);
     }
     let ask = tokio::time::sleep(still()?.unwrap_or(LONG));
@@ -261,7 +261,7 @@ pub(crate) async fn forward<T>(
                 ask.as_mut().reset(Instant::now() + again);
             }
             Ok(()) = credentials.changed() => {
-                if !is_trusted(peer.as_deref(), shared) {
+                if !is_trusted(peer.as_ref(), shared) {
                     return Err(Code::PermitWithdrawn);
                 }
             }
@@ -305,12 +305,15 @@ fn life(permit: &Permit) -> Duration {
 
 /// Whether we still have an identity ourselves, and the root that the peer's chain ends at is still in
 /// the bundle of its trust domain.
-fn is_trusted(peer: Option<&PeerIdentity>, shared: &Shared) -> bool {
+fn is_trusted(peer: Option<&Peer>, shared: &Shared) -> bool {
     let Some(peer) = peer else { return true };
-    shared.credentials.current().is_some_and(|now| {
-        now.store
-            .roots(peer.id().trust_domain())
-            .iter()
-            .any(|r| r.sha256 == *peer.authority_sha256())
+    shared.credentials.current().is_some_and(|now| match peer {
+        Peer::Spiffe(peer) => {
+            let mut roots = now.store.roots(peer.id().trust_domain()).iter();
+            roots.any(|r| r.sha256 == *peer.authority_sha256())
+        }
+        Peer::Legacy(peer) => {
+            shared.legacy.as_ref().is_some_and(|l| l.trusts(peer.authority_sha256()))
+        }
     })
 }

@@ -41,7 +41,14 @@ pub(crate) async fn follow_workload_api(
                         let result = to_context(message)
                             .and_then(|c| pick(&c, wanted.as_ref()).map(|svid| (svid, c)))
                             .and_then(|(svid, c)| {
-                                install(&live, &svid, &c.bundles, generation, options, &metrics)
+                                install(
+                                    &live,
+                                    &svid,
+                                    &c.bundles,
+                                    generation,
+                                    options.clone(),
+                                    &metrics,
+                                )
                             });
                         match result {
                             Ok(()) => {
@@ -123,24 +130,22 @@ fn install(
     Ok(())
 }
 
+/// Reads the certificates of a PEM file; at least one.
+pub(crate) fn read_certificates(path: &Path) -> Result<Vec<Vec<u8>>, Finding> {
+    let text = read_bounded(path, 4 << 20).map_err(|e| e.finding())?;
+    pem::certificates(&text).map_err(|e| {
+        Finding::new(Code::PemMalformed, e.what).at(format!("{}:{}", path.display(), e.line))
+    })
+}
+
 /// Reads certificate, key and bundle as one set.
 pub(crate) fn read_files(
     cert: &Path,
     key: &Path,
     bundle: &Path,
 ) -> Result<(X509Svid, BundleSet), Finding> {
-    let read = |path: &Path| -> Result<Vec<Vec<u8>>, Finding> {
-        let text = read_bounded(path, 4 << 20).map_err(|e| e.finding())?;
-        pem::certificates(&text).map_err(|e| {
-            Finding::new(Code::PemMalformed, e.what.clone()).at(format!(
-                "{}:{}",
-                path.display(),
-                e.line
-            ))
-        })
-    };
-    let chain = read(cert)?;
-    let roots = read(bundle)?;
+    let chain = read_certificates(cert)?;
+    let roots = read_certificates(bundle)?;
     let private = read_private_key(key).map_err(|e| e.finding())?;
     let at_cert = |code, what: String| Finding::new(code, what).at(cert.display().to_string());
     let leaf = CertInfo::parse(&chain[0])
@@ -195,7 +200,7 @@ pub(crate) async fn follow_files(
                 let digest = countersign_x509::sha256(&digest);
                 if last != Some(digest) {
                     generation += 1;
-                    match install(&live, &svid, &bundles, generation, options, &metrics) {
+                    match install(&live, &svid, &bundles, generation, options.clone(), &metrics) {
                         Ok(()) => {
                             last = Some(digest);
                             last_error.send_replace(None);

@@ -16,7 +16,7 @@ use countersign_policy::{
 use countersign_sys::tune;
 use countersign_telemetry::{ConnectionId, Direction, Security};
 use countersign_tls::{Session, accept, current_time};
-use countersign_x509::PeerIdentity;
+use countersign_x509::Peer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -236,7 +236,7 @@ impl Inbound<'_> {
     async fn established<C: Relayed>(
         &self,
         client: &mut C,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         upstream: Option<TcpStream>,
     ) -> bool {
         let security = if peer.is_some() { Security::Mtls } else { Security::Plaintext };
@@ -263,7 +263,7 @@ impl Inbound<'_> {
     async fn auto<C: Relayed>(
         &self,
         client: &mut C,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         upstream: Option<TcpStream>,
         count: &mut Volume,
     ) -> bool {
@@ -335,7 +335,7 @@ impl Inbound<'_> {
     async fn tcp<C: Relayed>(
         &self,
         client: &mut C,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         early: Vec<u8>,
         upstream: Option<TcpStream>,
         count: &mut Volume,
@@ -380,7 +380,7 @@ impl Inbound<'_> {
     fn permit(
         &self,
         policies: &Policies,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         http: Option<HttpRequest<'_>>,
         proof: Proof<'_>,
     ) -> Result<Permit, Finding> {
@@ -424,7 +424,7 @@ impl Inbound<'_> {
     fn still_permitted(
         &self,
         policies: &Policies,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         http: Option<HttpRequest<'_>>,
         proof: Proof<'_>,
     ) -> Result<Option<Duration>, Code> {
@@ -437,7 +437,7 @@ impl Inbound<'_> {
     }
 
     /// How long an unauthenticated caller may still be served; `None` is for ever.
-    fn plaintext_left(&self, peer: Option<&Arc<PeerIdentity>>) -> Result<Option<Duration>, Code> {
+    fn plaintext_left(&self, peer: Option<&Peer>) -> Result<Option<Duration>, Code> {
         if peer.is_some() {
             return Ok(None);
         }
@@ -490,15 +490,16 @@ impl Outcome {
     }
 }
 
-fn source_of(peer: Option<&Arc<PeerIdentity>>) -> Source<'_> {
+fn source_of(peer: Option<&Peer>) -> Source<'_> {
     match peer {
-        Some(peer) => Source::Peer(peer),
+        Some(Peer::Spiffe(peer)) => Source::Peer(peer),
+        Some(Peer::Legacy(peer)) => Source::Legacy(peer),
         None => Source::Unauthenticated { reason: NoIdentity::Plaintext },
     }
 }
 
-fn who(peer: Option<&Arc<PeerIdentity>>, from: SocketAddr) -> String {
-    peer.map_or_else(|| from.to_string(), |p| p.id().to_string())
+fn who(peer: Option<&Peer>, from: SocketAddr) -> String {
+    peer.map_or_else(|| from.to_string(), |p| p.name().to_owned())
 }
 
 /// Dials the workload or a peer.

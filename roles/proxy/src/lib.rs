@@ -10,6 +10,7 @@ mod forward;
 mod http1;
 mod identity;
 mod inbound;
+mod legacy;
 mod options;
 mod outbound;
 mod policies;
@@ -19,7 +20,7 @@ mod stream;
 
 pub use edges::EdgeLog;
 pub use options::{
-    IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, PeerMode, Protocol,
-    ProxyOptions,
+    IdentitySource, InboundOptions, LegacyOptions, ListenerOptions, OutboundOptions, PeerMode,
+    Protocol, ProxyOptions,
 };
 pub use run::{Proxy, RunningProxy};

@@ -9,6 +9,7 @@ use crate::edges::EdgeLog;
 use countersign_identity::SpiffeId;
 use countersign_issuers::IssuerOptions;
 use countersign_policy::{AllowList, Labels, Mesh, Mode, Provider};
+use countersign_x509::LegacyName;
 
 /// What is spoken on a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +103,15 @@ pub enum IdentitySource {
     },
 }
 
+/// Clients that may come without a SPIFFE ID. Their CA vouches for them, and for nobody else.
+#[derive(Clone, Debug)]
+pub struct LegacyOptions {
+    /// The roots of their CA in PEM, watched for change.
+    pub roots: PathBuf,
+    /// Who they are.
+    pub allowed: Vec<LegacyName>,
+}
+
 /// A proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyOptions {
@@ -119,6 +129,8 @@ pub struct ProxyOptions {
     pub mesh: Mesh,
     /// The engines that CUSTOM policies may name.
     pub providers: Vec<Provider>,
+    /// Clients that may come without a SPIFFE ID.
+    pub legacy: Option<LegacyOptions>,
     /// Which token issuers may be asked for their keys.
     pub issuers: IssuerOptions,
     /// Where distinct calls that were allowed are written, if anywhere.
@@ -146,6 +158,7 @@ impl ProxyOptions {
             labels: None,
             mesh: Mesh::default(),
             providers: Vec::new(),
+            legacy: None,
             issuers: IssuerOptions::default(),
             edges: None,
             threads: 1,

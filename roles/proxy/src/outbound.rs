@@ -13,7 +13,7 @@ use countersign_telemetry::{ConnectionId, Direction, HandshakeRecord, Security};
 use countersign_tls::{
     ClientSide, ClientStream, HandshakeError, HandshakeInfo, PeerMatcher, connect,
 };
-use countersign_x509::PeerIdentity;
+use countersign_x509::{Peer, PeerIdentity};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -217,7 +217,8 @@ impl Outbound<'_> {
         };
         let before = *count;
         let work = relay(client, &mut far, Vec::new(), count);
-        match forward(permit, Some(&peer), self.shared, None, || Ok(None), work).await {
+        let spiffe = Peer::Spiffe(Arc::clone(&peer));
+        match forward(permit, Some(&spiffe), self.shared, None, || Ok(None), work).await {
             Ok(End::Finished) => {
                 let _ = tokio::time::timeout(Duration::from_millis(500), far.shutdown()).await;
             }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::identity::{follow_files, follow_workload_api, read_files};
+use crate::legacy::{follow_legacy_roots, legacy_trust};
 use crate::options::{IdentitySource, InboundOptions, ListenerOptions, ProxyOptions};
 use crate::outbound::OutboundListener;
 use crate::policies::{
@@ -131,6 +132,10 @@ impl Proxy {
     pub async fn start(options: ProxyOptions, log: AccessLog) -> Result<RunningProxy, Finding> {
         let engines = Engines::new(options.providers)?;
         let metrics = Arc::new(Metrics::new());
+        let legacy = match &options.legacy {
+            None => None,
+            Some(o) => Some(Arc::new(legacy_trust(&o.roots, o.allowed.clone())?)),
+        };
         let issuers = Arc::new(Issuers::new(&options.issuers, Arc::clone(&metrics))?);
         let known: Vec<String> = engines.names().map(str::to_owned).collect();
         let documents = read_given(&options.policies, &options.policy_files, &known)?;
@@ -178,6 +183,7 @@ impl Proxy {
             mesh: options.mesh,
             engines,
             issuers,
+            legacy: legacy.clone(),
             edges: options.edges,
             connections: AtomicUsize::new(0),
             max_connections: options.max_connections,
@@ -187,7 +193,11 @@ impl Proxy {
         let (errors, last_error) = watch::channel(None);
         let mut control = JoinSet::new();
         control.spawn(Arc::clone(&shared.issuers).run());
-        let tls = TlsOptions { tls12: options.tls12 };
+        let tls = TlsOptions { tls12: options.tls12, legacy };
+        if let (Some(trust), Some(options)) = (&shared.legacy, options.legacy) {
+            let (trust, live) = (Arc::clone(trust), Arc::clone(&shared.credentials));
+            control.spawn(follow_legacy_roots(options.roots, trust, live));
+        }
         let live = Arc::clone(&shared.credentials);
         if !options.policy_files.is_empty() {
             let (texts, files) = (options.policies, options.policy_files);

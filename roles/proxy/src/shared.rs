@@ -11,6 +11,7 @@ use countersign_issuers::Issuers;
 use countersign_policy::PolicySet;
 use countersign_telemetry::{AccessLog, ConnectionId, Direction, HandshakeRecord, Metrics};
 use countersign_tls::LiveCredentials;
+use countersign_x509::LegacyTrust;
 use tokio::sync::watch;
 
 pub(crate) struct Shared {
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) mesh: countersign_policy::Mesh,
     pub(crate) engines: Engines,
     pub(crate) issuers: Arc<Issuers>,
+    /// Whom to let in without a SPIFFE ID.
+    pub(crate) legacy: Option<Arc<LegacyTrust>>,
     pub(crate) edges: Option<crate::edges::EdgeLog>,
     pub(crate) connections: AtomicUsize,
     pub(crate) max_connections: usize,

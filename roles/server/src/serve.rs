@@ -15,6 +15,7 @@ use countersign_telemetry::{Metrics, Outcome};
 use countersign_tls::{Credentials, LiveCredentials, accept_optional, current_time};
 use countersign_wire::AuthorityFilter;
 use countersign_wire::serve::{WithCaller, serve};
+use countersign_x509::Peer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -293,7 +294,11 @@ async fn serve_tcp(
                 match result {
                     Ok(session) => {
                         let anonymous = session.peer.is_none();
-                        let caller = session.peer.map_or(Caller::Anonymous, Caller::Peer);
+                        let caller = match session.peer {
+                            Some(Peer::Spiffe(peer)) => Caller::Peer(peer),
+                            // Nobody is let in by a legacy name here.
+                            Some(Peer::Legacy(_)) | None => Caller::Anonymous,
+                        };
                         let conn = WithCaller::new(session.stream, caller).holding(connection);
                         let conn = if anonymous { conn.ending_after(ANONYMOUS_LIFE) } else { conn };
                         let _ = ready.send(Ok::<_, std::io::Error>(conn)).await;

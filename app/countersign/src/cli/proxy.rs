@@ -76,6 +76,8 @@ struct Common {
     #[arg(long, value_name = "FILE")]
     providers: Option<PathBuf>,
     #[command(flatten)]
+    legacy: super::legacy::LegacyFlags,
+    #[command(flatten)]
     issuers: super::issuers::IssuerFlags,
     /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
     #[arg(long, value_name = "FILE")]
@@ -433,6 +435,7 @@ async fn serve(
     if let Some(path) = &common.providers {
         options.providers = providers(path)?;
     }
+    options.legacy = common.legacy.options();
     options.issuers = common.issuers.options()?;
     options.edges = common.edges.as_deref().map(edges).transpose()?;
     options.threads = usize::from(common.threads);

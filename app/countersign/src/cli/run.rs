@@ -72,6 +72,8 @@ pub(crate) struct Run {
     #[arg(long, value_name = "FILE")]
     providers: Option<std::path::PathBuf>,
     #[command(flatten)]
+    legacy: super::legacy::LegacyFlags,
+    #[command(flatten)]
     issuers: super::issuers::IssuerFlags,
     /// Write each distinct call that is allowed to this file, for `policy suggest` and `policy diff`
     #[arg(long, value_name = "FILE")]
@@ -175,6 +177,7 @@ impl Run {
         if let Some(path) = &self.providers {
             options.providers = super::proxy::providers(path)?;
         }
+        options.legacy = self.legacy.options();
         options.issuers = self.issuers.options()?;
         options.edges = self.edges.as_deref().map(super::proxy::edges).transpose()?;
         let proxy = Proxy::start(options, AccessLog::off()).await?;

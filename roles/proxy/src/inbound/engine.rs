@@ -1,12 +1,10 @@
 //! Asking an external engine, where a CUSTOM policy wants that.
 
-use std::sync::Arc;
-
 use countersign_engines::{Question, Reply};
 use countersign_findings::Code;
 use countersign_policy::{Answer, Attributes, Authenticated, HttpRequest};
 use countersign_telemetry::EngineResult;
-use countersign_x509::PeerIdentity;
+use countersign_x509::Peer;
 
 use super::{Inbound, Outcome, Policies, Proof, source_of};
 use crate::http1::RequestHead;
@@ -31,7 +29,7 @@ impl Inbound<'_> {
     pub(super) async fn consult(
         &self,
         policies: &Policies,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         asked: Option<Asked<'_>>,
         proof: Proof<'_>,
     ) -> Option<Reply> {
@@ -70,7 +68,7 @@ impl Inbound<'_> {
     }
 
     /// Whether the connection may be relayed as bytes, so that a server that speaks first may be dialled.
-    pub(super) async fn tcp_allowed(&self, peer: Option<&Arc<PeerIdentity>>) -> bool {
+    pub(super) async fn tcp_allowed(&self, peer: Option<&Peer>) -> bool {
         let policies = self.policies();
         let reply = self.consult(&policies, peer, None, Proof::default()).await;
         let proof = Proof { token: None, external: reply.as_ref().map(|r| &r.external) };

@@ -12,7 +12,7 @@ use countersign_policy::{
 };
 use countersign_telemetry::Direction;
 use countersign_tls::current_time;
-use countersign_x509::{PeerIdentity, hex};
+use countersign_x509::{Peer, hex};
 use tokio::net::TcpStream;
 
 use super::engine::{Asked, edited};
@@ -27,7 +27,7 @@ impl Inbound<'_> {
     pub(super) async fn http<C: Relayed>(
         &self,
         client: &mut C,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         early: Vec<u8>,
         count: &mut Volume,
     ) -> bool {
@@ -68,19 +68,17 @@ impl Inbound<'_> {
     }
 
     /// Envoy's form: who vouches, and what was verified.
-    fn forwarded_client_cert(&self, peer: Option<&Arc<PeerIdentity>>) -> Option<String> {
+    fn forwarded_client_cert(&self, peer: Option<&Peer>) -> Option<String> {
         let peer = peer?;
         let mut out = String::with_capacity(256);
         if let Some(own) = self.shared.credentials.current() {
             let _ = write!(out, "By={};", own.id);
         }
         let subject = peer.leaf().subject.replace(['"', '\\'], "");
-        let _ = write!(
-            out,
-            "Hash={};Subject=\"{subject}\";URI={}",
-            hex(&peer.leaf().sha256),
-            peer.id()
-        );
+        let _ = write!(out, "Hash={};Subject=\"{subject}\"", hex(&peer.leaf().sha256));
+        if let Some(id) = peer.id() {
+            let _ = write!(out, ";URI={id}");
+        }
         // Only what is a DNS name: anything else could add an element of its own to the header.
         let is_name =
             |d: &&String| d.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.*_".contains(&b));
@@ -94,7 +92,7 @@ impl Inbound<'_> {
 
 struct HttpInbound<'a> {
     connection: &'a Inbound<'a>,
-    peer: Option<&'a Arc<PeerIdentity>>,
+    peer: Option<&'a Peer>,
     /// What the application is told about the peer.
     identity: Option<String>,
     /// Wakes whoever watches over the permit, when a request begins whose token ends some time.

@@ -1,13 +1,13 @@
 //! What is told about a connection: records, metrics, observed calls.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
+use countersign_identity::SpiffeId;
 use countersign_policy::HttpRequest;
 use countersign_telemetry::{Direction, HandshakeRecord};
 use countersign_tls::HandshakeInfo;
-use countersign_x509::PeerIdentity;
+use countersign_x509::Peer;
 
 use super::{Inbound, Policies, Proof, source_of, who};
 use crate::edges::Edge;
@@ -31,15 +31,16 @@ impl Inbound<'_> {
         );
     }
 
-    pub(super) fn record_edge(
-        &self,
-        peer: Option<&Arc<PeerIdentity>>,
-        http: Option<HttpRequest<'_>>,
-    ) {
-        let Some(edges) = &self.shared.edges else { return };
+    pub(super) fn record_edge(&self, peer: Option<&Peer>, http: Option<HttpRequest<'_>>) {
+        // A legacy peer has no principal: it would be taken for plaintext.
+        let Some(edges) =
+            &self.shared.edges.as_ref().filter(|_| !matches!(peer, Some(Peer::Legacy(_))))
+        else {
+            return;
+        };
         let Some(own) = self.shared.credentials.current() else { return };
         edges.record(&Edge {
-            principal: peer.map(|p| p.id().as_str()),
+            principal: peer.and_then(Peer::id).map(SpiffeId::as_str),
             namespace: own.id.namespace().unwrap_or("default"),
             labels: self.shared.labels.as_ref(),
             port: self.local.port(),
@@ -51,7 +52,7 @@ impl Inbound<'_> {
     pub(super) fn audit(
         &self,
         policies: &Policies,
-        peer: Option<&Arc<PeerIdentity>>,
+        peer: Option<&Peer>,
         http: Option<HttpRequest<'_>>,
         proof: Proof<'_>,
     ) {
@@ -67,7 +68,7 @@ impl Inbound<'_> {
                     direction: "inbound",
                     source_workload: who(peer, self.from),
                     destination_workload: self.destination(),
-                    source_identity: peer.map(|p| p.id().to_string()),
+                    source_identity: peer.and_then(Peer::id).map(ToString::to_string),
                     result: "success",
                     message: format!("policy {policy} matches"),
                     ..HandshakeRecord::default()
@@ -76,12 +77,12 @@ impl Inbound<'_> {
         }
     }
 
-    pub(super) fn cut(&self, peer: Option<&Arc<PeerIdentity>>, code: Code) {
+    pub(super) fn cut(&self, peer: Option<&Peer>, code: Code) {
         self.shared.metrics.cut(code);
         self.note(peer, &Finding::new(code, code.title()));
     }
 
-    pub(super) fn note(&self, peer: Option<&Arc<PeerIdentity>>, finding: &Finding) {
+    pub(super) fn note(&self, peer: Option<&Peer>, finding: &Finding) {
         self.shared.note(
             "request_denied",
             Direction::Inbound,
@@ -92,15 +93,15 @@ impl Inbound<'_> {
         );
     }
 
-    pub(super) fn note_handshake(&self, peer: &Arc<PeerIdentity>, info: &HandshakeInfo) {
+    pub(super) fn note_handshake(&self, peer: &Peer, info: &HandshakeInfo) {
         if self.shared.log.is_on() {
             self.shared.log.write(HandshakeRecord {
                 event: "handshake",
                 connection_id: self.id.to_string(),
                 direction: "inbound",
-                source_workload: peer.id().to_string(),
+                source_workload: peer.name().to_owned(),
                 destination_workload: self.destination(),
-                source_identity: Some(peer.id().to_string()),
+                source_identity: peer.id().map(ToString::to_string),
                 destination_identity: Some(self.destination()),
                 result: "success",
                 tls_version: info.version.to_owned(),
@@ -112,12 +113,7 @@ impl Inbound<'_> {
         }
     }
 
-    pub(super) fn note_closed(
-        &self,
-        peer: Option<&Arc<PeerIdentity>>,
-        life: Duration,
-        count: &Volume,
-    ) {
+    pub(super) fn note_closed(&self, peer: Option<&Peer>, life: Duration, count: &Volume) {
         if self.shared.log.is_on() {
             self.shared.log.write(HandshakeRecord {
                 event: "connection_closed",
@@ -125,7 +121,7 @@ impl Inbound<'_> {
                 direction: "inbound",
                 source_workload: who(peer, self.from),
                 destination_workload: self.destination(),
-                source_identity: peer.map(|p| p.id().to_string()),
+                source_identity: peer.and_then(Peer::id).map(ToString::to_string),
                 result: "success",
                 duration_ms: life.as_secs_f64() * 1000.0,
                 bytes_sent: Some(count.sent),

@@ -7,7 +7,7 @@ use countersign_identity::UnixTime;
 use countersign_policy::Normalization;
 use countersign_telemetry::Direction;
 use countersign_tls::current_time;
-use countersign_x509::PeerIdentity;
+use countersign_x509::{Peer, PeerIdentity};
 use tokio::net::TcpStream;
 
 use super::{Opened, Outbound, PeerStream};
@@ -31,6 +31,7 @@ impl Outbound<'_> {
         let draining = self.shared.draining.subscribe();
         let renewal = Some(&exchange.renewal);
         let work = http1::serve(client, Vec::new(), &exchange, self.id, draining);
+        let peer = Peer::Spiffe(peer);
         match forward(permit, Some(&peer), self.shared, renewal, || Ok(None), work).await {
             Ok(end) => {
                 count.sent += end.sent;
@@ -94,7 +95,7 @@ impl Exchange for HttpOutbound<'_> {
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
         state.1 = Link::new(&peer, generation, Some(&state.1));
         drop(state);
-        self.renewal.put(permit, peer);
+        self.renewal.put(permit, Peer::Spiffe(peer));
         Ok(stream)
     }
 

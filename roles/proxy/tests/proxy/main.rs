@@ -8,4 +8,5 @@ mod engines;
 mod http;
 mod issuers;
 mod kit;
+mod legacy;
 mod tcp;

@@ -7,6 +7,7 @@ use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_policy::{Document, Explanation, Labels, Outcome, Step, Verdict, parse};
+use countersign_x509::LegacyName;
 use serde_json::{Value, json};
 
 use super::super::entry::id_or_path;
@@ -18,7 +19,7 @@ use crate::output::{self, Format};
 
 #[derive(Args)]
 pub(crate) struct Explain {
-    /// Who calls: a SPIFFE ID or its path, or `plaintext`
+    /// Who calls: a SPIFFE ID or its path, `plaintext`, or a client without a SPIFFE ID: CN=…, DNS=…, SPKI=…
     #[arg(long, value_name = "ID")]
     from: String,
     /// Who is called: an ID or path, or NAMESPACE[/LABEL=VALUE,…]; with the port
@@ -75,10 +76,15 @@ impl Explain {
     }
 
     fn request(&self, td: &TrustDomain) -> Result<Request, Finding> {
-        let principal = match self.from.as_str() {
-            "plaintext" => None,
-            text => Some(id_or_path(text, td)?.to_string()),
+        let mut source = match (self.from.as_str(), self.from.parse::<LegacyName>()) {
+            ("plaintext", _) => Source::default(),
+            (_, Ok(name)) => Source::of_legacy(&name),
+            (text, Err(_)) => {
+                let principal = Some(id_or_path(text, td)?.to_string());
+                Source { principal, ..Source::default() }
+            }
         };
+        source.ip = self.source_ip;
         let mut destination = destination(&self.to, td)?;
         for text in &self.labels {
             let (name, value) = label(text)?;
@@ -94,12 +100,7 @@ impl Explain {
                 headers: self.headers.iter().map(|h| header(h)).collect::<Result<_, _>>()?,
             }),
         };
-        Ok(Request {
-            source: Source { principal, ip: self.source_ip, ..Source::default() },
-            destination,
-            http,
-            ..Request::default()
-        })
+        Ok(Request { source, destination, http, ..Request::default() })
     }
 }
 

@@ -18,6 +18,7 @@ use countersign_policy::{
     Workload, judged_fields, key_sources, normalize_as,
 };
 use countersign_tls::current_time;
+use countersign_x509::{LegacyName, hex};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -160,10 +161,11 @@ impl Preview {
     ) -> Result<T, Denial> {
         let id = request.source.id(&self.trust_domain);
         let names = request.source.names(&self.trust_domain);
-        let caller = match (&id, names.as_slice()) {
-            (Some(id), _) => Caller::Identity(id),
-            (None, []) => Caller::Nobody,
-            (None, names) => Caller::Names(names),
+        let caller = match (&id, names.as_slice(), &request.source.legacy) {
+            (Some(id), ..) => Caller::Identity(id),
+            (None, names, Some(name)) => Caller::Legacy { name, names },
+            (None, [], None) => Caller::Nobody,
+            (None, names, None) => Caller::Names(names),
         };
         if let Caller::Nobody = caller
             && let Some(mode) = request.destination.port.and_then(|p| set.mode(p))
@@ -295,6 +297,24 @@ pub(crate) struct Source {
     /// The certificate, instead of a principal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cert: Option<Certificate>,
+    /// The name by which a proxy lets it in without a SPIFFE ID (`--legacy-allow`); with `cert`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) legacy: Option<String>,
+}
+
+impl Source {
+    /// A client without a SPIFFE ID, of whose certificate nothing is known but that name.
+    pub(crate) fn of_legacy(name: &LegacyName) -> Self {
+        let mut cert = Certificate::default();
+        match name {
+            LegacyName::CommonName(cn) => {
+                cert.subject = format!("CN={}", cn.replace([',', '+'], " "));
+            }
+            LegacyName::DnsName(dns) => cert.dns_sans = vec![dns.clone()],
+            LegacyName::KeyPin(pin) => cert.spki_sha256 = Some(hex(pin)),
+        }
+        Self { legacy: Some(name.to_string()), cert: Some(cert), ..Self::default() }
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
