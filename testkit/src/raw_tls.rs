@@ -98,8 +98,20 @@ fn certified(identity: &TestIdentity) -> Arc<SingleCertAndKey> {
 
 /// A client that presents `identity`, or nothing.
 pub fn client(identity: Option<&TestIdentity>) -> TlsConnector {
+    client_of(identity, rustls::DEFAULT_VERSIONS)
+}
+
+/// As [`client`], of TLS 1.2.
+pub fn client_of_tls12(identity: Option<&TestIdentity>) -> TlsConnector {
+    client_of(identity, &[&rustls::version::TLS12])
+}
+
+fn client_of(
+    identity: Option<&TestIdentity>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> TlsConnector {
     let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .expect("versions")
         .dangerous()
         // countersign:allow client-verify-disabled reason=a test peer that takes anything, to see what the other side refuses

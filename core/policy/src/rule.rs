@@ -117,6 +117,21 @@ pub(crate) enum Test {
 }
 
 impl Test {
+    /// Whether it names the caller's identity, or what a token says of it.
+    pub(crate) fn is_about_identity(&self) -> bool {
+        matches!(
+            self,
+            Test::Principals(_)
+                | Test::Namespaces { .. }
+                | Test::ServiceAccounts { .. }
+                | Test::TrustDomains(_)
+                | Test::RequestPrincipals(_)
+                | Test::Audiences(_)
+                | Test::Presenter(_)
+                | Test::Claim(..)
+        )
+    }
+
     /// Whether it can be judged only on HTTP.
     pub(crate) fn is_http_only(&self) -> bool {
         matches!(

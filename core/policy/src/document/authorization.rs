@@ -78,7 +78,17 @@ pub(super) fn read(
         let at = format!("spec.rules[{i}]");
         // `- {}` reads as an empty rule and matches everything; a bare `-` is null and refused.
         let spec = spec.ok_or_else(|| place.invalid(&at, "is null"))?;
-        rules.push(Arc::new(Reader { namespace: &namespace, place: &place }.rule(spec, &at)?));
+        let rule = Reader { namespace: &namespace, place: &place }.rule(spec, &at)?;
+        // AP-24: Istio asks the engine before it knows who calls, so such a rule would mean something else there.
+        if action == Action::Custom
+            && let Some(field) = rule.fields().find(|f| f.test.is_about_identity())
+        {
+            let text = format!("`{}` cannot be used in a CUSTOM policy", field.name);
+            return Err(place.invalid(&at, text).hint(
+                "the engine is told who calls: let it decide, or put the condition into a DENY or ALLOW policy",
+            ));
+        }
+        rules.push(Arc::new(rule));
     }
     Ok(AuthorizationPolicy {
         name: doc.metadata.name,

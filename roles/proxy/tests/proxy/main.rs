@@ -9,4 +9,5 @@ mod http;
 mod issuers;
 mod kit;
 mod legacy;
+mod modes;
 mod tcp;
