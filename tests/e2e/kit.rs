@@ -124,7 +124,7 @@ pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A small HTTP application; it answers with the identity header it was given.
+/// A small HTTP application; it answers with the identity headers it was given.
 pub fn application() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -143,6 +143,9 @@ pub fn application() -> SocketAddr {
                         }
                         if let Some(v) = line.strip_prefix("X-Forwarded-Client-Cert: ") {
                             xfcc = v.trim().to_owned();
+                        }
+                        if line.starts_with("x-sub: ") {
+                            xfcc = format!("{xfcc}\n{}", line.trim());
                         }
                         if line == "\r\n" {
                             break;

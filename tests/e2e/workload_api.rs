@@ -2,6 +2,7 @@
 //! its section.
 
 use std::collections::HashSet;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use countersign_wire::workload::{request, to_context};
 use countersign_x509::{CertInfo, pem::split_der};
 use serde_json::Value;
 
-use crate::kit::{Home, Running};
+use crate::kit::{Home, Running, application, eventually, free_port};
 
 /// An agent that knows these identities for whoever runs the tests.
 struct Agent {
@@ -258,4 +259,54 @@ async fn workload_api_8_the_default_identity_stays_first() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     agent.entry("/d", "d");
     assert_eq!(agent.set_of(4).await.svids[0].spiffe_id, first, "a later entry comes later");
+}
+
+/// A proxy believes what the trust domain signs, for the audience that the policy names.
+#[tokio::test(flavor = "multi_thread")]
+async fn jwt_svids_are_tokens_for_policies() {
+    let agent = agent(&["/ns/shop/sa/web"]);
+    agent.set_of(1).await;
+    let home = &agent.home;
+    std::fs::write(
+        home.path("jwt.yaml"),
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, namespace: shop}\n\
+         spec: {jwtRules: [{issuer: 'spiffe://corp.test', audiences: [api], outputClaimToHeaders: [{header: x-sub, claim: sub}]}]}\n---\n\
+         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: web, namespace: shop}\n\
+         spec: {rules: [{when: [{key: 'request.auth.claims[sub]', values: ['spiffe://corp.test/ns/shop/sa/web']}]}]}\n",
+    )
+    .unwrap();
+    home.ok(&["apply", "-f", home.path("jwt.yaml").to_str().unwrap()]);
+    let (inbound, outbound, app) = (free_port(), free_port(), application());
+    let inbound_arg = format!("127.0.0.1:{inbound}={app}");
+    let api = ["run", "--id", "/ns/shop/sa/api", "--inbound", &inbound_arg, "--", "sleep", "60"];
+    let _api = home.spawn(&api, "log-api");
+    let outbound_arg = format!("127.0.0.1:{outbound}=127.0.0.1:{inbound},/ns/shop/sa/api");
+    let web =
+        ["run", "--id", "/ns/shop/sa/other", "--outbound", &outbound_arg, "--", "sleep", "60"];
+    let _web = home.spawn(&web, "log-web");
+    let mut c = agent.client();
+    let mut token = async |audience: &str| {
+        let ask = api::JwtsvidRequest { audience: vec![audience.into()], spiffe_id: String::new() };
+        c.fetch_jwtsvid(request(ask)).await.unwrap().into_inner().svids.remove(0).svid
+    };
+    let (good, other) = (token("api").await, token("bank").await);
+    let get = |token: &str| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", outbound)).ok()?;
+        let field = format!("Authorization: Bearer {token}\r\n");
+        let text = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{field}\r\n");
+        stream.write_all(text.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        (!answer.is_empty() && !answer.starts_with("HTTP/1.1 50")).then_some(answer)
+    };
+    let answer = eventually("the token is believed", || {
+        get(&good).filter(|a| a.starts_with("HTTP/1.1 200"))
+    });
+    assert!(answer.contains("x-sub: spiffe://corp.test/ns/shop/sa/web"), "{answer}");
+    let refused = get(&other).unwrap();
+    assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("CS1106"), "{refused}");
+    let mut forged = good.clone();
+    forged.replace_range(good.len() - 6.., "AAAAAA");
+    assert!(get(&forged).unwrap().contains("CS1104"));
+    assert!(get("").unwrap().contains("CS3002"), "no token, no identity");
 }

@@ -10,4 +10,4 @@ mod request;
 
 pub use jwks::{JwksError, bundle_from_jwks, bundle_to_jwks, jwt_keys_to_jwks};
 pub use jwt::{JwtError, JwtSvid, LEEWAY, MAX_TOKEN, SigningRequest, validate};
-pub use request::{KeySet, claimed_issuer};
+pub use request::{KeySet, unverified_claims};

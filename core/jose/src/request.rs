@@ -46,10 +46,10 @@ impl Kind {
     }
 }
 
-/// What an unverified token says of its issuer; for choosing whose keys are needed, and nothing else.
-pub fn claimed_issuer(token: &str) -> Option<String> {
+/// What an unverified token claims; for choosing whose keys are needed, and nothing else.
+pub fn unverified_claims(token: &str) -> Option<Map<String, Value>> {
     let payload = token.split('.').nth(1).filter(|_| token.len() <= MAX_TOKEN)?;
-    Some(object(payload, "payload").ok()?.get("iss")?.as_str()?.to_owned())
+    object(payload, "payload").ok()
 }
 
 impl KeySet {

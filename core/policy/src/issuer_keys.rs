@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use countersign_identity::BundleSet;
 use countersign_jose::KeySet;
 
 /// Where an issuer publishes its keys.
@@ -48,22 +49,35 @@ pub struct KeySource {
 
 /// The keys known at some moment, by where they were published.
 #[derive(Clone, Debug, Default)]
-pub struct PublishedKeys(HashMap<KeyLocation, Result<Arc<KeySet>, String>>);
+pub struct PublishedKeys {
+    by_location: HashMap<KeyLocation, Result<Arc<KeySet>, String>>,
+    bundles: BundleSet,
+}
 
 impl PublishedKeys {
     /// Notes the keys of one place, or why there are none.
     pub fn insert(&mut self, location: KeyLocation, keys: Result<Arc<KeySet>, String>) {
-        self.0.insert(location, keys);
+        self.by_location.insert(location, keys);
     }
 
     /// Forgets a place that no document names any more.
     pub fn remove(&mut self, location: &KeyLocation) {
-        self.0.remove(location);
+        self.by_location.remove(location);
+    }
+
+    /// Replaces the trust bundles, with whose keys JWT-SVIDs are verified.
+    pub fn set_bundles(&mut self, bundles: BundleSet) {
+        self.bundles = bundles;
+    }
+
+    /// The trust bundles.
+    pub fn bundles(&self) -> &BundleSet {
+        &self.bundles
     }
 
     /// The keys of one place, or why there are none.
     pub fn at(&self, location: &KeyLocation) -> Result<&Arc<KeySet>, &str> {
-        match self.0.get(location) {
+        match self.by_location.get(location) {
             Some(known) => known.as_ref().map_err(String::as_str),
             None => Err("they have not been fetched yet"),
         }

@@ -52,6 +52,7 @@ pub use path::{Normalization, PathError, normalize, normalize_as};
 pub use pattern::Cidr;
 pub use request_auth::{
     Authenticated, RequestAuthentication, TokenRefused, key_sources, percent_decoded,
+    wants_jwt_svids,
 };
 pub use rule::{Action, AuthorizationPolicy};
 pub use set::PolicySet;

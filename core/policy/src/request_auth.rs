@@ -8,8 +8,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_findings::{Code, Finding};
+use countersign_identity::TrustDomain;
 use countersign_identity::UnixTime;
-use countersign_jose::{JwtError, KeySet, claimed_issuer};
+use countersign_jose::{JwtError, KeySet, unverified_claims, validate};
 use serde_json::{Map, Value};
 
 use crate::decision::HttpRequest;
@@ -56,6 +57,8 @@ pub(crate) enum Keys {
     Inline(Arc<KeySet>),
     /// Fetched from the issuer, within some time.
     Published(KeyLocation, Duration),
+    /// Those of a trust bundle: the tokens are JWT-SVIDs.
+    TrustDomain(TrustDomain),
 }
 
 /// Where a token may be. Names of header fields are in lower case.
@@ -91,6 +94,14 @@ pub fn key_sources(documents: &[Document]) -> Vec<KeySource> {
         }
     }
     sources.into_values().collect()
+}
+
+/// Whether some document wants JWT-SVIDs, for which the trust bundles' JWT keys are needed.
+pub fn wants_jwt_svids(documents: &[Document]) -> bool {
+    documents.iter().any(|document| {
+        let Document::RequestAuthentication(r) = document else { return false };
+        r.rules.iter().any(|rule| matches!(rule.keys, Keys::TrustDomain(_)))
+    })
 }
 
 /// A request whose tokens have been looked at.
@@ -274,9 +285,14 @@ impl JwtRule {
         };
         let claims = match &self.keys {
             Keys::Inline(keys) => keys.verify(token, now).map_err(|e| e.finding())?,
+            Keys::TrustDomain(domain) => {
+                return self.verify_svid(domain, token, now, published).map_err(Into::into);
+            }
             Keys::Published(location, _) => {
                 // Nobody's keys are fetched for a token that names somebody else.
-                if claimed_issuer(token).is_some_and(|i| i != self.issuer) {
+                let claimed = unverified_claims(token);
+                let claimed = claimed.as_ref().and_then(|c| c.get("iss")).and_then(Value::as_str);
+                if claimed.is_some_and(|i| i != self.issuer) {
                     return Err(other_issuer().into());
                 }
                 let newer_keys = || Some(location.clone());
@@ -299,22 +315,49 @@ impl JwtRule {
         if issuer != self.issuer {
             return Err(other_issuer().into());
         }
-        if !self.audiences.is_empty() {
-            let presented: Vec<&str> = match claims.get("aud") {
-                Some(Value::String(one)) => vec![one],
-                Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
-                _ => Vec::new(),
-            };
-            if !presented.iter().any(|a| self.audiences.iter().any(|w| w == a)) {
-                return Err(Finding::new(
-                    Code::JwtAudienceMismatch,
-                    "the token is for another audience",
-                )
-                .expected(self.audiences.join(", "))
-                .into());
-            }
+        if !self.audiences.is_empty() && self.audience_of(&claims).is_none() {
+            return Err(self.other_audience().into());
         }
         Ok(claims)
+    }
+
+    /// A JWT-SVID, with what that standard demands beyond a signature. Its issuer is the trust domain, where it
+    /// names none itself.
+    fn verify_svid(
+        &self,
+        domain: &TrustDomain,
+        token: &str,
+        now: UnixTime,
+        published: &PublishedKeys,
+    ) -> Result<Map<String, Value>, Finding> {
+        // Unverified: it only says which of our audiences the verification is to demand.
+        let audience = unverified_claims(token).and_then(|c| self.audience_of(&c));
+        let audience = audience.ok_or_else(|| self.other_audience())?;
+        let svid = validate(token, audience, published.bundles(), now).map_err(|e| e.finding())?;
+        if !svid.id.is_member_of(domain) {
+            let what = "the JWT-SVID is of another trust domain";
+            return Err(Finding::new(Code::JwtKeyUnknown, what)
+                .expected(self.issuer.clone())
+                .presented(svid.id.to_string()));
+        }
+        let mut claims = svid.claims;
+        claims.entry("iss").or_insert_with(|| Value::String(self.issuer.clone()));
+        Ok(claims)
+    }
+
+    /// The first of the rule's audiences that a token is for.
+    fn audience_of(&self, claims: &Map<String, Value>) -> Option<&str> {
+        let presented: Vec<&str> = match claims.get("aud") {
+            Some(Value::String(one)) => vec![one],
+            Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        self.audiences.iter().map(String::as_str).find(|a| presented.contains(a))
+    }
+
+    fn other_audience(&self) -> Finding {
+        Finding::new(Code::JwtAudienceMismatch, "the token is for another audience")
+            .expected(self.audiences.join(", "))
     }
 
     fn output(&self, claims: &Map<String, Value>, out: &mut Authenticated) {

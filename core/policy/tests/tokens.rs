@@ -202,6 +202,8 @@ fn ra_6_7_documents() {
         "{issuer: idp, jwksUri: 'https://u:p@idp.test/keys'}".into(),
         issuer.rule(", jwksUri: 'https://idp.test/keys'"),
         "{issuer: 'https://idp.test', timeout: 2h}".into(),
+        "{issuer: 'spiffe://corp.test'}".into(),
+        "{issuer: 'spiffe://corp.test/web', audiences: [a]}".into(),
         format!("{{jwks: '{}'}}", issuer.jwks()),
         format!("{{issuer: idp, jwks: '{secret}'}}"),
         "{issuer: idp, jwks: '{\"keys\": []}'}".into(),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use countersign_findings::{Code, Finding};
+use countersign_identity::BundleSet;
 use countersign_keys::random;
 use countersign_policy::{Cidr, KeyLocation, KeySource, PublishedKeys};
 use countersign_telemetry::{Metrics, Outcome};
@@ -87,6 +88,11 @@ impl Issuers {
     /// The keys of now.
     pub fn published(&self) -> Arc<PublishedKeys> {
         self.published.load_full()
+    }
+
+    /// Puts the trust bundles in place with whose keys JWT-SVIDs are verified.
+    pub fn set_bundles(&self, bundles: BundleSet) {
+        self.publish(|p| p.set_bundles(bundles.clone()));
     }
 
     /// From now on these places are kept fresh, and no others.

@@ -101,6 +101,14 @@ pub fn request<T>(message: T) -> Request<T> {
     request
 }
 
+/// Opens the stream of trust domains' JWT keys.
+pub async fn watch_jwt_bundles(
+    channel: Channel,
+) -> Result<Streaming<spiffe::JwtBundlesResponse>, Status> {
+    let mut client = SpiffeWorkloadApiClient::new(channel);
+    Ok(client.fetch_jwt_bundles(request(spiffe::JwtBundlesRequest {})).await?.into_inner())
+}
+
 /// Opens the stream of full X.509 sets.
 pub async fn watch_x509(channel: Channel) -> Result<Streaming<spiffe::X509svidResponse>, Status> {
     let mut client = SpiffeWorkloadApiClient::new(channel);

@@ -10,6 +10,7 @@ mod forward;
 mod http1;
 mod identity;
 mod inbound;
+mod jwt_bundles;
 mod legacy;
 mod options;
 mod outbound;

@@ -8,7 +8,9 @@ use std::time::Duration;
 use countersign_findings::{Code, Finding};
 use countersign_keys::read_bounded;
 use countersign_lifecycle::Backoff;
-use countersign_policy::{Document, MAX_INPUT, PolicySet, Workload, key_sources, parse};
+use countersign_policy::{
+    Document, MAX_INPUT, PolicySet, Workload, key_sources, parse, wants_jwt_svids,
+};
 use countersign_sys::stamps;
 use countersign_wire::dial;
 use countersign_wire::proto::countersign::node::v1::node_client::NodeClient;
@@ -110,6 +112,10 @@ impl Shared {
             tracing::error!(code = %Code::EngineMisconfigured, "{trouble}");
         }
         self.issuers.want(key_sources(documents));
+        self.jwt_svids.send_if_modified(|wanted| {
+            let new = wants_jwt_svids(documents);
+            std::mem::replace(wanted, new) != new
+        });
         self.policies.store(Some(Arc::new(set)));
         self.metrics.policies(generation, true);
         self.policy_state.send_replace(PolicyState { generation, trouble, refused: false });

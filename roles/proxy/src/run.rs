@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::identity::{follow_files, follow_workload_api, read_files};
+use crate::jwt_bundles::follow_jwt_bundles;
 use crate::legacy::{follow_legacy_roots, legacy_trust};
 use crate::options::{IdentitySource, InboundOptions, ListenerOptions, ProxyOptions};
 use crate::outbound::OutboundListener;
@@ -183,6 +184,7 @@ impl Proxy {
             mesh: options.mesh,
             engines,
             issuers,
+            jwt_svids: watch::Sender::new(false),
             legacy: legacy.clone(),
             edges: options.edges,
             connections: AtomicUsize::new(0),
@@ -213,6 +215,8 @@ impl Proxy {
                 } else {
                     control.spawn(follow_identity(Arc::clone(&shared), given));
                 }
+                let (issuers, wanted) = (Arc::clone(&shared.issuers), shared.jwt_svids.subscribe());
+                control.spawn(follow_jwt_bundles(socket.clone(), issuers, wanted));
                 let metrics = Arc::clone(&metrics);
                 control.spawn(follow_workload_api(socket, id, tls, live, metrics, errors));
             }

@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) mesh: countersign_policy::Mesh,
     pub(crate) engines: Engines,
     pub(crate) issuers: Arc<Issuers>,
+    /// Whether policies want JWT-SVIDs.
+    pub(crate) jwt_svids: watch::Sender<bool>,
     /// Whom to let in without a SPIFFE ID.
     pub(crate) legacy: Option<Arc<LegacyTrust>>,
     pub(crate) edges: Option<crate::edges::EdgeLog>,

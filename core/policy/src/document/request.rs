@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use countersign_findings::Finding;
+use countersign_identity::TrustDomain;
 use countersign_jose::KeySet;
 
 use super::place::Place;
@@ -97,6 +98,18 @@ fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, F
         (None, Some(url)) => {
             check_url(&url).map_err(|e| bad("jwksUri", e))?;
             Keys::Published(KeyLocation::Jwks(url), timeout)
+        }
+        // A trust domain's own tokens, JWT-SVIDs.
+        (None, None) if spec.issuer.starts_with("spiffe://") => {
+            let domain = spec.issuer.trim_start_matches("spiffe://");
+            let domain = TrustDomain::new(domain)
+                .map_err(|e| bad("issuer", &format!("is no trust domain: {e}")))?;
+            if spec.audiences.is_empty() {
+                return Err(bad("audiences", "is missing").hint(
+                    "a JWT-SVID counts only for its audience (JWT-SVID section 4.3): name this service's",
+                ));
+            }
+            Keys::TrustDomain(domain)
         }
         // Without keys every token would be refused, which nobody would understand.
         (None, None) if check_url(&spec.issuer).is_err() => {
