@@ -131,7 +131,6 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
         let names = Names {
             var: found.name("var").map_or("", |m| m.as_str()),
             cb: found.name("cb").map_or("", |m| m.as_str()),
-            key: found.name("key").map_or("", |m| m.as_str()),
         };
         let holds = |c: &Condition| {
             let part = source.part(c.scope, &at, callback.clone());
@@ -157,7 +156,6 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
 struct Names<'a> {
     var: &'a str,
     cb: &'a str,
-    key: &'a str,
 }
 
 impl Names<'_> {
@@ -185,7 +183,7 @@ impl Names<'_> {
 
     fn fill(&self, template: &str) -> Option<Regex> {
         let mut out = template.to_owned();
-        for (name, value) in [("{var}", self.var), ("{cb}", self.cb), ("{key}", self.key)] {
+        for (name, value) in [("{var}", self.var), ("{cb}", self.cb)] {
             if out.contains(name) {
                 // Without the group nothing is meant by it.
                 if value.trim().is_empty() {
@@ -211,24 +209,15 @@ fn issue(rule: &Rule, shape: &Shape, source: &Source<'_>, place: &Range<usize>) 
     }
     let edit = shape.replace.as_ref().map(|text| Edit { range: place.clone(), text: text.clone() });
     Issue {
-        rule: rule.id.clone(),
-        class: rule.class,
         message: shape.message.clone().unwrap_or_else(|| rule.title.clone()),
-        why: rule.why.clone(),
-        fix: rule.fix.clone(),
-        severity,
         confidence: shape.confidence.unwrap_or(rule.confidence),
-        path: source.path.to_owned(),
         line,
         column,
         end_line,
         end_column,
         evidence: source.line(line).trim().chars().take(200).collect(),
-        context,
-        related: Vec::new(),
         edit,
-        allowed: None,
-        fingerprint: String::new(),
+        ..Issue::of(rule, source.path, context, severity)
     }
 }
 

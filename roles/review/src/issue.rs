@@ -7,7 +7,7 @@ use std::path::Path;
 use countersign_findings::Severity;
 use countersign_x509::{hex, sha256};
 
-use crate::rule::{Class, Confidence};
+use crate::rule::{Class, Confidence, Rule};
 use crate::source::Context;
 
 /// One finding with its place.
@@ -49,6 +49,32 @@ pub struct Issue {
     pub allowed: Option<Allowed>,
     /// The same wherever the line moves.
     pub fingerprint: String,
+}
+
+impl Issue {
+    /// A finding of a rule on a file as a whole.
+    pub(crate) fn of(rule: &Rule, path: &str, context: Context, severity: Severity) -> Self {
+        Self {
+            rule: rule.id.clone(),
+            class: rule.class,
+            message: rule.title.clone(),
+            why: rule.why.clone(),
+            fix: rule.fix.clone(),
+            severity,
+            confidence: rule.confidence,
+            path: path.to_owned(),
+            line: 0,
+            column: 1,
+            end_line: 0,
+            end_column: 1,
+            evidence: String::new(),
+            context,
+            related: Vec::new(),
+            edit: None,
+            allowed: None,
+            fingerprint: String::new(),
+        }
+    }
 }
 
 /// Another place that belongs to a finding.

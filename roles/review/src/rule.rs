@@ -277,9 +277,7 @@ impl Catalogue {
             });
             let texts = conditions.map(|c| match &c.pattern {
                 Pattern::Fixed(lazy) => lazy.text.clone(),
-                Pattern::Template(text) => {
-                    flags(&text.replace("{var}", "x").replace("{cb}", "x").replace("{key}", "x"))
-                }
+                Pattern::Template(text) => flags(&text.replace("{var}", "x").replace("{cb}", "x")),
             });
             for text in texts.chain(shapes.map(|s| s.pattern.text.clone())) {
                 Regex::new(&text).map_err(|e| format!("{}: {e}", rule.id))?;
@@ -308,26 +306,8 @@ impl Catalogue {
         let context = Context::of(path);
         let severity =
             if context == Context::Production { rule.severity } else { rule.severity.lowered() };
-        Some(Issue {
-            rule: rule.id.clone(),
-            class: rule.class,
-            message,
-            why: rule.why.clone(),
-            fix: rule.fix.clone(),
-            severity,
-            confidence: rule.confidence,
-            path: path.to_owned(),
-            line,
-            column: 1,
-            end_line: line,
-            end_column: 1,
-            evidence,
-            context,
-            related: Vec::new(),
-            edit: None,
-            allowed: None,
-            fingerprint: String::new(),
-        })
+        let issue = Issue::of(rule, path, context, severity);
+        Some(Issue { line, end_line: line, evidence, message, ..issue })
     }
 }
 
@@ -377,9 +357,7 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
                 Scope::parse(&scope).ok_or_else(|| format!("`{scope}` is not a part of a file"))?;
             for text in patterns.into_vec() {
                 let text = expand(&text, macros);
-                let template =
-                    text.contains("{var}") || text.contains("{cb}") || text.contains("{key}");
-                let pattern = if template {
+                let pattern = if text.contains("{var}") || text.contains("{cb}") {
                     Pattern::Template(text)
                 } else {
                     Pattern::Fixed(Lazy::new(flags(&text)))
