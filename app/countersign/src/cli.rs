@@ -14,6 +14,7 @@ mod init;
 mod issuers;
 mod legacy;
 mod policy;
+mod probe;
 mod proxy;
 mod review;
 mod run;
@@ -111,6 +112,8 @@ enum Command {
     ExtAuthz(ext_authz::ExtAuthzCommand),
     /// Say what an error of TLS means, whoever wrote it
     Why(why::Why),
+    /// Find out what a live endpoint, or a client, really accepts
+    Probe(Box<probe::ProbeCommand>),
     /// Find flaws of mTLS and identity in source, configuration and key material
     Review(review::ReviewCommand),
     /// Policies: explain, decide, test, compare, suggest, lint, list, delete
@@ -172,6 +175,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             Command::Apply(c) => c.run(&global).await,
             Command::ExtAuthz(c) => c.run(&global).await,
             Command::Why(c) => c.run(&global),
+            Command::Probe(c) => c.run(&global).await,
             Command::Review(c) => c.run(&global),
             Command::Policy(c) => c.run(&global).await,
             Command::Id(c) => c.run(&global).await,

@@ -179,7 +179,7 @@ impl CertInfo {
     }
 
     /// Whether the certificate was issued by a key with this identifier, as far as identifiers tell.
-    pub(crate) fn may_be_issued_by(&self, issuer: &CertInfo) -> bool {
+    pub fn may_be_issued_by(&self, issuer: &CertInfo) -> bool {
         self.issuer_der == issuer.subject_der
             && match (&self.aki, &issuer.ski) {
                 (Some(aki), Some(ski)) => aki == ski,

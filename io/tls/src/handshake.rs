@@ -228,7 +228,7 @@ pub(crate) async fn drive<T>(
     }
 }
 
-fn info(connection: &CommonState, started: Instant) -> HandshakeInfo {
+pub(crate) fn info(connection: &CommonState, started: Instant) -> HandshakeInfo {
     HandshakeInfo {
         version: match connection.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",

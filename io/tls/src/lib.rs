@@ -8,6 +8,7 @@
 mod credentials;
 mod error;
 mod handshake;
+pub mod probe;
 mod verifier;
 mod web;
 
