@@ -143,6 +143,36 @@ impl TestCa {
         TestIdentity { chain, key: PrivateKeyDer::new(key.serialize_der()) }
     }
 
+    /// An authority below this one that may issue for servers only.
+    pub fn limited_to(&self, story: Story) -> TestCa {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "limited");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        if story == Story::ServerOnlyEku {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        }
+        params.not_before = date(self.now - std::time::Duration::from_secs(3600));
+        params.not_after = date(self.now + std::time::Duration::from_secs(3600));
+        let key = KeyPair::generate().expect("key");
+        let issuer_key = KeyPair::try_from(self.root_key.pkcs8().expose_pkcs8()).expect("key");
+        let issuer =
+            Issuer::from_ca_cert_der(&self.root.clone().into(), issuer_key).expect("issuer");
+        let intermediate = params.signed_by(&key, &issuer).expect("sign").der().to_vec();
+        let pkcs8 = |k: &[u8]| {
+            countersign_keys::PrivateKey::from_pkcs8(PrivateKeyDer::new(k.to_vec())).expect("key")
+        };
+        TestCa {
+            trust_domain: self.trust_domain.clone(),
+            root: self.root.clone(),
+            root_key: pkcs8(self.root_key.pkcs8().expose_pkcs8()),
+            intermediate,
+            intermediate_key: pkcs8(&key.serialize_der()),
+            now: self.now,
+        }
+    }
+
     /// A certificate as older PKIs make them: common names, DNS SANs, URI SANs, no usages.
     pub fn legacy(&self, common_names: &[&str], dns: &[&str], uris: &[&str]) -> TestIdentity {
         let ia5 = |s: &&str| Ia5String::try_from(*s).expect("ia5");

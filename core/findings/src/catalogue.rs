@@ -384,7 +384,9 @@ impl Code {
     /// The HTTP status that a refused request is answered with.
     pub const fn http_status(self) -> u16 {
         match self {
-            Code::MalformedHttp | Code::HttpTooLarge => 400,
+            Code::MalformedHttp => 400,
+            Code::HttpTooLarge => 431,
+            Code::HttpVersionUnsupported => 505,
             Code::JwtMalformed
             | Code::JwtAlgorithmRefused
             | Code::JwtKeyUnknown

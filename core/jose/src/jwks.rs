@@ -16,6 +16,9 @@ pub enum JwksError {
     /// Not JSON of the right shape.
     #[error("not a JWKS document: {0}")]
     Malformed(String),
+    /// A JWKS document in which no key can be used for signatures.
+    #[error("not a JWKS document: no key can be used for signatures")]
+    NoKeys,
     /// One of its keys.
     #[error("key {index}: {detail}")]
     Key {
@@ -75,6 +78,10 @@ fn jwk_of(spki_der: &[u8]) -> Option<Map<String, Value>> {
         _ => return None,
     };
     value.as_object().cloned()
+}
+
+pub(crate) fn is_known_curve(crv: &str) -> bool {
+    CURVES.iter().any(|(name, ..)| *name == crv)
 }
 
 pub(crate) fn spki_of(jwk: &Map<String, Value>) -> Result<Vec<u8>, String> {
@@ -196,23 +203,47 @@ pub fn bundle_from_jwks(trust_domain: &TrustDomain, text: &[u8]) -> Result<Bundl
                 CertInfo::parse(&der).map_err(|e| fail(e.to_string()))?;
                 bundle.x509_authorities.push(X509Authority { der, tainted: false });
             }
-            Some("jwt-svid") => {
-                if !matches!(jwk.get("kty").and_then(Value::as_str), Some("EC" | "RSA")) {
-                    continue;
-                }
-                let key_id = jwk
-                    .get("kid")
-                    .and_then(Value::as_str)
-                    .filter(|k| !k.is_empty())
-                    .ok_or_else(|| fail("`kid` is missing (JWT-SVID section 6.1)".into()))?;
-                bundle.jwt_authorities.push(JwtAuthority {
-                    key_id: key_id.to_owned(),
-                    public_key: spki_of(jwk).map_err(fail)?,
-                    expires_at: None,
-                    tainted: false,
-                });
-            }
+            Some("jwt-svid") => bundle.jwt_authorities.extend(jwt_authority(jwk).map_err(fail)?),
             _ => {}
+        }
+    }
+    Ok(bundle)
+}
+
+/// A JWT key; `None` if it is of an unknown type.
+fn jwt_authority(jwk: &Map<String, Value>) -> Result<Option<JwtAuthority>, String> {
+    if !matches!(jwk.get("kty").and_then(Value::as_str), Some("EC" | "RSA")) {
+        return Ok(None);
+    }
+    let key_id = jwk
+        .get("kid")
+        .and_then(Value::as_str)
+        .filter(|k| !k.is_empty())
+        .ok_or("`kid` is missing (JWT-SVID section 6.1)")?;
+    let public_key = spki_of(jwk)?;
+    Ok(Some(JwtAuthority {
+        key_id: key_id.to_owned(),
+        public_key,
+        expires_at: None,
+        tainted: false,
+    }))
+}
+
+/// Reads the JWT keys that a Workload API tells of one trust domain (Workload API section 6.2.2). Every key there is
+/// for JWT-SVIDs, so some implementations leave `use` out.
+pub fn jwt_bundle_from_jwks(trust_domain: &TrustDomain, text: &[u8]) -> Result<Bundle, JwksError> {
+    let doc: Value =
+        serde_json::from_slice(text).map_err(|e| JwksError::Malformed(e.to_string()))?;
+    let keys = doc
+        .get("keys")
+        .and_then(Value::as_array)
+        .ok_or_else(|| JwksError::Malformed("`keys` is missing".into()))?;
+    let mut bundle = Bundle::new(trust_domain.clone());
+    for (index, key) in keys.iter().enumerate() {
+        let fail = |detail: String| JwksError::Key { index, detail };
+        let jwk = key.as_object().ok_or_else(|| fail("is not an object".into()))?;
+        if matches!(jwk.get("use").and_then(Value::as_str), None | Some("jwt-svid")) {
+            bundle.jwt_authorities.extend(jwt_authority(jwk).map_err(fail)?);
         }
     }
     Ok(bundle)

@@ -8,6 +8,8 @@ mod jwks;
 mod jwt;
 mod request;
 
-pub use jwks::{JwksError, bundle_from_jwks, bundle_to_jwks, jwt_keys_to_jwks};
+pub use jwks::{
+    JwksError, bundle_from_jwks, bundle_to_jwks, jwt_bundle_from_jwks, jwt_keys_to_jwks,
+};
 pub use jwt::{JwtError, JwtSvid, LEEWAY, MAX_TOKEN, SigningRequest, validate};
 pub use request::{KeySet, unverified_claims};

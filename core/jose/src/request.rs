@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_identity::UnixTime;
 use serde_json::{Map, Value};
 
-use crate::jwks::{JwksError, spki_of};
+use crate::jwks::{JwksError, is_known_curve, spki_of};
 use crate::jwt::{JwtError, LEEWAY_SECS, MAX_TOKEN, algorithm, malformed, object, time_claim};
 
 /// Most keys of one issuer.
@@ -76,6 +76,10 @@ impl KeySet {
             if text("use").is_some_and(|u| u != "sig") {
                 continue;
             }
+            // Keys of curves that are not known are for others (RFC 7517 section 5).
+            if text("kty") == Some("EC") && text("crv").is_some_and(|crv| !is_known_curve(crv)) {
+                continue;
+            }
             let (kind, public_key) = match text("kty") {
                 Some("EC") => (Kind::Ec, spki_of(jwk).map_err(fail)?),
                 Some("RSA") => (Kind::Rsa, spki_of(jwk).map_err(fail)?),
@@ -95,7 +99,7 @@ impl KeySet {
             });
         }
         if keys.is_empty() {
-            return Err(JwksError::Malformed("no key can be used for signatures".into()));
+            return Err(JwksError::NoKeys);
         }
         Ok(Self { keys })
     }

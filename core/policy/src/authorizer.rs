@@ -10,7 +10,19 @@ use crate::set::{PolicySet, who};
 
 /// Identities that may call, given on the command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AllowList(pub Vec<SpiffeId>);
+pub struct AllowList {
+    /// By SPIFFE ID.
+    pub ids: Vec<SpiffeId>,
+    /// Legacy peers, by the name that lets them in.
+    pub legacy: Vec<String>,
+}
+
+impl AllowList {
+    /// Of SPIFFE IDs alone.
+    pub fn of(ids: Vec<SpiffeId>) -> Self {
+        Self { ids, legacy: Vec::new() }
+    }
+}
 
 /// Everything that decides at one listener: the list first, then the policies.
 #[derive(Debug)]
@@ -34,9 +46,8 @@ impl Authorizer {
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         if let Some(list) = &self.list {
             let listed = match request.source {
-                Source::Peer(peer) => list.0.contains(peer.id()),
-                // It has a list of its own, without which it would not be here.
-                Source::Legacy(_) => true,
+                Source::Peer(peer) => list.ids.contains(peer.id()),
+                Source::Legacy(peer) => list.legacy.iter().any(|name| name == peer.name()),
                 Source::Unauthenticated { .. } => false,
             };
             if !listed {

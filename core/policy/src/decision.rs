@@ -75,14 +75,9 @@ pub enum Caller<'a> {
     /// A certificate that proves no SPIFFE ID: the names that Envoy would take for its principals. They
     /// count in Istio's semantics only.
     Names(&'a [String]),
-    /// As [`Caller::Names`], of a peer that the operator has listed by name: it may come without a SPIFFE ID, and
-    /// rules find it by what its certificate says.
-    Legacy {
-        /// The listed name.
-        name: &'a str,
-        /// As above.
-        names: &'a [String],
-    },
+    /// A peer without a SPIFFE ID that the operator has listed by this name. It is no principal, in Istio's
+    /// semantics neither: rules find it by what its certificate says.
+    Legacy(&'a str),
     /// No certificate.
     Nobody,
 }
@@ -91,8 +86,8 @@ impl<'a> Caller<'a> {
     /// The names of a caller without a SPIFFE ID that Istio's semantics go by.
     pub(crate) fn names(self) -> &'a [String] {
         match self {
-            Caller::Names(names) | Caller::Legacy { names, .. } => names,
-            Caller::Identity(_) | Caller::Nobody => &[],
+            Caller::Names(names) => names,
+            Caller::Identity(_) | Caller::Legacy(_) | Caller::Nobody => &[],
         }
     }
 }
@@ -127,7 +122,7 @@ impl<'a> From<&Request<'a>> for Attributes<'a> {
         Self {
             caller: match r.source {
                 Source::Peer(peer) => Caller::Identity(peer.id()),
-                Source::Legacy(peer) => Caller::Legacy { name: peer.name(), names: peer.names() },
+                Source::Legacy(peer) => Caller::Legacy(peer.name()),
                 Source::Unauthenticated { .. } => Caller::Nobody,
             },
             certificate: match r.source {

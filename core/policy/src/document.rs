@@ -10,6 +10,7 @@ mod request;
 mod shapes;
 mod static_entry;
 
+use crate::issuer_keys::KeyLocation;
 use std::collections::BTreeMap;
 
 use countersign_findings::{Code, Finding};
@@ -46,6 +47,14 @@ impl Document {
             Document::AuthorizationPolicy(_) => "AuthorizationPolicy",
             Document::RequestAuthentication(_) => "RequestAuthentication",
             Document::StaticEntry(_) => "ClusterStaticEntry",
+        }
+    }
+
+    /// Where it has keys fetched from, by issuer.
+    pub fn key_locations(&self) -> Vec<(String, KeyLocation)> {
+        match self {
+            Document::RequestAuthentication(r) => r.key_locations(),
+            _ => Vec::new(),
         }
     }
 

@@ -153,7 +153,7 @@ fn progress<'r>(
 fn presented(test: &Test, a: &Attributes<'_>) -> Option<String> {
     let caller = |part: &dyn Fn(&countersign_identity::SpiffeId) -> Option<String>| match a.caller {
         Caller::Identity(id) => part(id),
-        Caller::Legacy { name, .. } => Some(name.to_owned()),
+        Caller::Legacy(name) => Some(name.to_owned()),
         Caller::Names(names) => (!names.is_empty()).then(|| names.join(", ")),
         Caller::Nobody => None,
     };

@@ -51,7 +51,7 @@ pub struct KeySource {
 #[derive(Clone, Debug, Default)]
 pub struct PublishedKeys {
     by_location: HashMap<KeyLocation, Result<Arc<KeySet>, String>>,
-    bundles: BundleSet,
+    bundles: Option<BundleSet>,
 }
 
 impl PublishedKeys {
@@ -65,14 +65,14 @@ impl PublishedKeys {
         self.by_location.remove(location);
     }
 
-    /// Replaces the trust bundles, with whose keys JWT-SVIDs are verified.
-    pub fn set_bundles(&mut self, bundles: BundleSet) {
+    /// Replaces the trust bundles with whose keys JWT-SVIDs are verified; `None` if they are not known.
+    pub fn set_bundles(&mut self, bundles: Option<BundleSet>) {
         self.bundles = bundles;
     }
 
-    /// The trust bundles.
-    pub fn bundles(&self) -> &BundleSet {
-        &self.bundles
+    /// The trust bundles, if they are known.
+    pub fn bundles(&self) -> Option<&BundleSet> {
+        self.bundles.as_ref()
     }
 
     /// The keys of one place, or why there are none.
@@ -85,7 +85,7 @@ impl PublishedKeys {
 }
 
 /// Whether `text` is an absolute `http` or `https` URL that can be fetched as it stands, and why not.
-pub(crate) fn check_url(text: &str) -> Result<(), &'static str> {
+pub fn check_url(text: &str) -> Result<(), &'static str> {
     let uri: http::Uri = text.parse().map_err(|_| "is not a URL")?;
     if !matches!(uri.scheme_str(), Some("https" | "http")) {
         return Err("is not an https URL");

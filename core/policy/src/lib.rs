@@ -44,16 +44,13 @@ pub use document::{
 pub use explain::{Explanation, Outcome, Step};
 pub use external::{Answer, Consultation, Edits, External, settable_header};
 pub use fields::{is_kept_back, judged_fields};
-pub use issuer_keys::{KeyLocation, KeySource, PublishedKeys};
+pub use issuer_keys::{KeyLocation, KeySource, PublishedKeys, check_url};
 pub use lint::lint;
 pub use matcher::Semantics;
 pub use modes::{Mode, Until};
 pub use path::{Normalization, PathError, normalize, normalize_as};
 pub use pattern::Cidr;
-pub use request_auth::{
-    Authenticated, RequestAuthentication, TokenRefused, key_sources, percent_decoded,
-    wants_jwt_svids,
-};
+pub use request_auth::{Authenticated, RequestAuthentication, TokenRefused, percent_decoded};
 pub use rule::{Action, AuthorizationPolicy};
 pub use set::PolicySet;
 pub use token::Token;

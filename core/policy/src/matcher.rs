@@ -57,7 +57,7 @@ impl Matcher {
                 namespace_and_account: id.namespace_and_service_account(),
                 is_local: self.domains.iter().any(|d| id.is_member_of(d)),
             }),
-            Caller::Names(_) | Caller::Legacy { .. } | Caller::Nobody => None,
+            Caller::Names(_) | Caller::Legacy(_) | Caller::Nobody => None,
         };
         Facts { a, identity }
     }

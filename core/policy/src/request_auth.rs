@@ -33,6 +33,16 @@ pub struct RequestAuthentication {
     pub(crate) rules: Vec<Arc<JwtRule>>,
 }
 
+impl RequestAuthentication {
+    pub(crate) fn key_locations(&self) -> Vec<(String, KeyLocation)> {
+        let of = |rule: &Arc<JwtRule>| match &rule.keys {
+            Keys::Published(location, _) => Some((rule.issuer.clone(), location.clone())),
+            Keys::Inline(_) | Keys::TrustDomain(_) => None,
+        };
+        self.rules.iter().filter_map(of).collect()
+    }
+}
+
 /// The tokens of one issuer.
 #[derive(Clone, Debug)]
 pub(crate) struct JwtRule {
@@ -76,32 +86,6 @@ pub struct TokenRefused {
     pub finding: Finding,
     /// Newer keys from there might make a difference: the issuer may have changed them.
     pub newer_keys: Option<KeyLocation>,
-}
-
-/// Places that the documents want keys from, each once, with the most time that one of them gives it.
-pub fn key_sources(documents: &[Document]) -> Vec<KeySource> {
-    let mut sources: BTreeMap<&KeyLocation, KeySource> = BTreeMap::new();
-    for document in documents {
-        let Document::RequestAuthentication(r) = document else { continue };
-        for rule in r.rules.iter().filter(|_| !r.for_gateways) {
-            let Keys::Published(location, timeout) = &rule.keys else { continue };
-            let source = sources.entry(location).or_insert_with(|| KeySource {
-                issuer: rule.issuer.clone(),
-                location: location.clone(),
-                timeout: *timeout,
-            });
-            source.timeout = source.timeout.max(*timeout);
-        }
-    }
-    sources.into_values().collect()
-}
-
-/// Whether some document wants JWT-SVIDs, for which the trust bundles' JWT keys are needed.
-pub fn wants_jwt_svids(documents: &[Document]) -> bool {
-    documents.iter().any(|document| {
-        let Document::RequestAuthentication(r) = document else { return false };
-        r.rules.iter().any(|rule| matches!(rule.keys, Keys::TrustDomain(_)))
-    })
 }
 
 /// A request whose tokens have been looked at.
@@ -165,6 +149,26 @@ impl Authenticator {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Places that keys are wanted from, each once, with the most time that one of the rules gives it.
+    pub(crate) fn key_sources(&self) -> Vec<KeySource> {
+        let mut sources: BTreeMap<&KeyLocation, KeySource> = BTreeMap::new();
+        for Selected { rule, .. } in &self.rules {
+            let Keys::Published(location, timeout) = &rule.keys else { continue };
+            let source = sources.entry(location).or_insert_with(|| KeySource {
+                issuer: rule.issuer.clone(),
+                location: location.clone(),
+                timeout: *timeout,
+            });
+            source.timeout = source.timeout.max(*timeout);
+        }
+        sources.into_values().collect()
+    }
+
+    /// Whether JWT-SVIDs are taken.
+    pub(crate) fn wants_jwt_svids(&self) -> bool {
+        self.rules.iter().any(|s| matches!(s.rule.keys, Keys::TrustDomain(_)))
     }
 
     /// RA-3: a token that is valid for one rule passes; without any token the request passes without a request
@@ -289,10 +293,10 @@ impl JwtRule {
                 return self.verify_svid(domain, token, now, published).map_err(Into::into);
             }
             Keys::Published(location, _) => {
-                // Nobody's keys are fetched for a token that names somebody else.
+                // Nobody's keys are fetched for a token that names somebody else, or nobody.
                 let claimed = unverified_claims(token);
                 let claimed = claimed.as_ref().and_then(|c| c.get("iss")).and_then(Value::as_str);
-                if claimed.is_some_and(|i| i != self.issuer) {
+                if claimed != Some(&self.issuer) {
                     return Err(other_issuer().into());
                 }
                 let newer_keys = || Some(location.clone());
@@ -321,8 +325,8 @@ impl JwtRule {
         Ok(claims)
     }
 
-    /// A JWT-SVID, with what that standard demands beyond a signature. Its issuer is the trust domain, where it
-    /// names none itself.
+    /// A JWT-SVID, with what that standard demands beyond a signature. Its issuer is the trust domain, whatever the
+    /// token says: whoever signs for a domain must not speak for another issuer.
     fn verify_svid(
         &self,
         domain: &TrustDomain,
@@ -333,7 +337,11 @@ impl JwtRule {
         // Unverified: it only says which of our audiences the verification is to demand.
         let audience = unverified_claims(token).and_then(|c| self.audience_of(&c));
         let audience = audience.ok_or_else(|| self.other_audience())?;
-        let svid = validate(token, audience, published.bundles(), now).map_err(|e| e.finding())?;
+        let bundles = published.bundles().ok_or_else(|| {
+            let what = "the trust bundles' JWT keys are not known: a Workload API has to tell them";
+            Finding::new(Code::IssuerKeysUnavailable, what)
+        })?;
+        let svid = validate(token, audience, bundles, now).map_err(|e| e.finding())?;
         if !svid.id.is_member_of(domain) {
             let what = "the JWT-SVID is of another trust domain";
             return Err(Finding::new(Code::JwtKeyUnknown, what)
@@ -341,7 +349,7 @@ impl JwtRule {
                 .presented(svid.id.to_string()));
         }
         let mut claims = svid.claims;
-        claims.entry("iss").or_insert_with(|| Value::String(self.issuer.clone()));
+        claims.insert("iss".to_owned(), Value::String(self.issuer.clone()));
         Ok(claims)
     }
 

@@ -13,7 +13,7 @@ use crate::explain::closest;
 use crate::external::{Answer, Consultation, External};
 use crate::identity::trust_domains_with_aliases;
 use crate::index::{Index, Placed};
-use crate::issuer_keys::PublishedKeys;
+use crate::issuer_keys::{KeySource, PublishedKeys};
 use crate::matcher::{Facts, Matcher, Semantics};
 use crate::modes::{Mode, resolve};
 use crate::pattern::Reach;
@@ -156,7 +156,7 @@ impl PolicySet {
 
     /// Verifies the tokens of a request (RequestAuthentication): what they prove, or why the request is
     /// refused. `query` is without `?`; `published` holds the keys of those issuers
-    /// that [`crate::key_sources`] names.
+    /// that [`PolicySet::key_sources`] names.
     pub fn authenticate(
         &self,
         http: &HttpRequest<'_>,
@@ -165,6 +165,16 @@ impl PolicySet {
         published: &PublishedKeys,
     ) -> Result<Authenticated, TokenRefused> {
         self.authenticator.authenticate(http, query, now, published)
+    }
+
+    /// Places that the keys of token issuers are to be fetched from.
+    pub fn key_sources(&self) -> Vec<KeySource> {
+        self.authenticator.key_sources()
+    }
+
+    /// Whether JWT-SVIDs are taken, for which the trust bundles' JWT keys are needed.
+    pub fn wants_jwt_svids(&self) -> bool {
+        self.authenticator.wants_jwt_svids()
     }
 
     /// Whether tokens are looked at at all.
@@ -499,7 +509,7 @@ fn settle(rule: &Arc<Rule>, action: Action, workload: &Workload, matcher: &Match
 pub(crate) fn who(a: &Attributes<'_>) -> String {
     match a.caller {
         Caller::Identity(id) => format!("`{id}`"),
-        Caller::Legacy { name, .. } => format!("the legacy peer `{name}`"),
+        Caller::Legacy(name) => format!("the legacy peer `{name}`"),
         Caller::Names([]) => "a caller without a SPIFFE ID".to_owned(),
         Caller::Names(names) => format!("`{}`", names.join("`, `")),
         Caller::Nobody => "an unauthenticated caller".to_owned(),

@@ -4,10 +4,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use countersign_findings::Code;
-use countersign_identity::{SpiffeId, UnixTime};
+use countersign_identity::{BundleSet, SpiffeId, UnixTime};
 use countersign_policy::{
-    Attributes, Authenticated, Caller, HttpRequest, Mesh, PolicySet, PublishedKeys, Workload,
-    key_sources, parse,
+    Attributes, Authenticated, Caller, HttpRequest, Mesh, PolicySet, PublishedKeys, Workload, parse,
 };
 use countersign_testkit::TokenIssuer;
 use serde_json::{Value, json};
@@ -227,14 +226,15 @@ fn ra_6_keys_that_the_issuer_publishes() {
         "{issuer: 'https://a.test', jwksUri: 'https://a.test/keys', timeout: 2s}".into(),
         "{issuer: 'https://b.test'}".into(),
     ]);
-    let documents = parse(&text, "t").unwrap();
-    let sources = key_sources(&documents);
+    let set = set(&text);
+    let sources = set.key_sources();
     let found: Vec<(String, u64)> =
         sources.iter().map(|s| (s.location.url(), s.timeout.as_secs())).collect();
     let discovery = "https://b.test/.well-known/openid-configuration".to_owned();
     assert_eq!(found, [("https://a.test/keys".to_owned(), 2), (discovery, 5)]);
+    let elsewhere = text.replace("namespace: shop", "namespace: bank");
+    assert!(self::set(&elsewhere).key_sources().is_empty(), "another namespace's are not fetched");
 
-    let set = set(&text);
     let keys_of = |issuer: &Issuer| {
         Ok(Arc::new(countersign_jose::KeySet::parse(issuer.jwks().as_bytes()).unwrap()))
     };
@@ -274,6 +274,56 @@ fn ra_6_keys_that_the_issuer_publishes() {
     keys.insert(sources[0].location.clone(), Err("it is down".into()));
     let refused = ask(&keys, &token).unwrap_err().finding;
     assert!(refused.message.contains("it is down"), "{refused}");
+}
+
+#[test]
+fn jwt_svids_of_a_trust_domain() {
+    let signer = Issuer::new("https://other.test");
+    let text = document(&["{issuer: 'spiffe://corp.test', audiences: [api, x]}".to_owned()]);
+    let set = set(&text);
+    assert!(set.wants_jwt_svids() && set.key_sources().is_empty());
+    let ask = |keys: &PublishedKeys, claims: &Value| {
+        let header = json!({"alg": "ES256", "kid": "k1", "typ": "JWT"});
+        let value = bearer(&signer.sign(&header, claims));
+        let headers = [("authorization", value.as_str())];
+        let http = HttpRequest { method: "GET", host: "api", path: "/", headers: &headers };
+        set.authenticate(&http, "", NOW, keys).map_err(|e| e.finding.code)
+    };
+    let claims = |td: &str| {
+        json!({"sub": format!("spiffe://{td}/web"), "aud": ["api"], "exp": NOW.secs() + 60,
+               "iss": "https://idp.corp.test"})
+    };
+    let mut keys = PublishedKeys::default();
+    assert_eq!(ask(&keys, &claims("corp.test")).unwrap_err(), Code::IssuerKeysUnavailable);
+    // As SPIRE tells them, without `use`.
+    let jwks = signer.jwks().replace("\"use\":\"sig\",", "");
+    assert!(!jwks.contains("use"));
+    let bundle = |td: &str| {
+        countersign_jose::jwt_bundle_from_jwks(&td.parse().unwrap(), jwks.as_bytes()).unwrap()
+    };
+    keys.set_bundles(Some(
+        BundleSet::collect([bundle("corp.test"), bundle("partner.test")]).unwrap(),
+    ));
+    let token = ask(&keys, &claims("corp.test")).unwrap().token.unwrap();
+    assert_eq!(
+        token.issuer(),
+        "spiffe://corp.test",
+        "whoever signs for a domain speaks for no other"
+    );
+    for (name, value, code) in [
+        ("sub", json!("spiffe://partner.test/web"), Code::JwtKeyUnknown),
+        ("sub", json!("alice"), Code::JwtMalformed),
+        ("aud", json!(["bank"]), Code::JwtAudienceMismatch),
+        ("aud", Value::Null, Code::JwtAudienceMismatch),
+        ("exp", json!(NOW.secs() - 1), Code::JwtExpired),
+        ("exp", Value::Null, Code::JwtMalformed),
+    ] {
+        let mut claims = claims("corp.test");
+        claims[name] = value;
+        assert_eq!(ask(&keys, &claims).unwrap_err(), code, "{claims}");
+    }
+    keys.set_bundles(Some(BundleSet::collect([bundle("partner.test")]).unwrap()));
+    assert_eq!(ask(&keys, &claims("corp.test")).unwrap_err(), Code::JwtKeyUnknown);
 }
 
 #[test]

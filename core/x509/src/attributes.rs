@@ -53,6 +53,11 @@ pub(crate) fn subject(tbs: &TbsCertificate) -> Vec<(String, String)> {
         .collect()
 }
 
+/// How many common names the subject has, of whatever kind of string.
+pub(crate) fn common_names(tbs: &TbsCertificate) -> usize {
+    tbs.subject().iter().filter(|a| a.oid.to_string() == NAMES[0].0).count()
+}
+
 /// `(OID, value)` of every extension that X.509 itself does not define: its text, or its bytes in hex.
 pub(crate) fn private_extensions(tbs: &TbsCertificate) -> Vec<(String, String)> {
     let standard = |oid: &str| oid.starts_with("2.5.29.") || oid.starts_with("1.3.6.1.5.5.7.1.");

@@ -60,6 +60,8 @@ pub struct CertInfo {
     pub signature_algorithm: String,
     /// Subject attributes that are text, by short name (`CN`, `O`, `OU`) or OID, in order.
     pub subject_attributes: Vec<(String, String)>,
+    /// Number of common names in the subject, those included that are not text.
+    pub common_names: usize,
     /// Extensions that X.509 does not define, by OID: their text, or their bytes in hex.
     pub private_extensions: Vec<(String, String)>,
     /// SHA-256 of SubjectPublicKeyInfo: the pin of its key.
@@ -129,6 +131,7 @@ impl CertInfo {
         let spki_der = spki.to_der().map_err(fail)?;
         Ok(Self {
             subject_attributes: attributes::subject(tbs),
+            common_names: attributes::common_names(tbs),
             private_extensions: attributes::private_extensions(tbs),
             spki_sha256: sha256(&spki_der),
             serial: hex(strip_leading_zero(tbs.serial_number().as_bytes())),

@@ -29,9 +29,9 @@ impl LegacyName {
     fn is_of(&self, leaf: &CertInfo) -> bool {
         match self {
             LegacyName::CommonName(name) => {
+                // Which of several would count is open, also where one of them is in an old kind of string.
                 let mut all = leaf.subject_attributes.iter().filter(|(kind, _)| kind == "CN");
-                // Which of several would count is open.
-                all.next().is_some_and(|(_, cn)| cn == name) && all.next().is_none()
+                leaf.common_names == 1 && all.next().is_some_and(|(_, cn)| cn == name)
             }
             LegacyName::DnsName(name) => leaf.dns_sans.iter().any(|d| d.eq_ignore_ascii_case(name)),
             LegacyName::KeyPin(pin) => leaf.spki_sha256 == *pin,
@@ -74,7 +74,6 @@ impl FromStr for LegacyName {
 #[derive(Clone, PartialEq, Eq)]
 pub struct LegacyPeer {
     name: String,
-    names: Vec<String>,
     not_after: UnixTime,
     leaf: CertInfo,
     authority_sha256: [u8; 32],
@@ -84,11 +83,6 @@ impl LegacyPeer {
     /// The listed name that let it in, as it was listed.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// What Envoy takes for the principal's names: URI SANs, else DNS SANs, else the subject.
-    pub fn names(&self) -> &[String] {
-        &self.names
     }
 
     /// When the proof ends: the earliest `notAfter` on the path, root included.
@@ -288,11 +282,6 @@ impl LegacyTrust {
         };
         Ok(Arc::new(LegacyPeer {
             name: name.to_string(),
-            names: match (&*leaf.uri_sans, &*leaf.dns_sans) {
-                ([], []) => vec![leaf.subject.clone()],
-                ([], dns) => dns.to_vec(),
-                (uris, _) => uris.to_vec(),
-            },
             not_after: path.not_after,
             leaf,
             authority_sha256: path.authority_sha256,
@@ -320,7 +309,11 @@ fn may_authenticate(leaf: &CertInfo) -> Result<(), ChainCause> {
             return Err(ChainCause::WrongKeyUsage("leaf lacks digitalSignature"));
         }
     }
-    match &leaf.extended_key_usage {
+    for_clients(leaf)
+}
+
+fn for_clients(cert: &CertInfo) -> Result<(), ChainCause> {
+    match &cert.extended_key_usage {
         Some(present)
             if !present.iter().any(|u| u == CertInfo::CLIENT_AUTH || u == CertInfo::ANY_USAGE) =>
         {
@@ -336,10 +329,9 @@ fn may_issue(cert: &CertInfo) -> Result<(), ChainCause> {
         let what = format!("`{}` issued a certificate but is no CA", cert.display_name());
         return Err(ChainCause::Constraint(what));
     }
-    match cert.key_usage {
-        Some(usage) if !usage.key_cert_sign => {
-            Err(ChainCause::WrongKeyUsage("an issuing certificate lacks keyCertSign"))
-        }
-        _ => Ok(()),
+    if cert.key_usage.is_some_and(|usage| !usage.key_cert_sign) {
+        return Err(ChainCause::WrongKeyUsage("an issuing certificate lacks keyCertSign"));
     }
+    // An authority that is limited to servers or mail vouches for no client (RFC 5280 section 4.2.1.12).
+    for_clients(cert)
 }

@@ -59,6 +59,9 @@ fn only_what_the_legacy_ca_vouches_for_and_in_its_time() {
         let refused = verify(&trust(&ca, &names), &ca.story(story, "/x"));
         assert_eq!(refused.unwrap_err(), code, "{story:?}");
     }
+    let mail = ca.limited_to(Story::ServerOnlyEku).legacy(&["old-billing"], &[], &[]);
+    let refused = verify(&trust(&ca, &names), &mail);
+    assert_eq!(refused.unwrap_err(), Code::WrongExtendedKeyUsage, "an authority for servers");
     let trust = trust(&ca, &names);
     let peer = ca.legacy(&["old-billing"], &[], &[]);
     assert!(verify(&trust, &peer).is_ok());

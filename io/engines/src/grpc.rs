@@ -95,9 +95,8 @@ fn attributes(q: &Question<'_>) -> auth::AttributeContext {
 pub(crate) fn principal(caller: Caller<'_>) -> String {
     match caller {
         Caller::Identity(id) => id.to_string(),
-        Caller::Names(names) | Caller::Legacy { names, .. } => {
-            names.first().cloned().unwrap_or_default()
-        }
+        Caller::Names(names) => names.first().cloned().unwrap_or_default(),
+        Caller::Legacy(name) => name.to_owned(),
         Caller::Nobody => String::new(),
     }
 }

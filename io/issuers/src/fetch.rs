@@ -1,12 +1,13 @@
 //! One fetch: discovery if need be, then the keys. Bounded in time and size, without redirects.
 
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign_findings::with_causes;
-use countersign_jose::KeySet;
-use countersign_policy::{Cidr, KeyLocation, KeySource};
+use countersign_findings::{Code, Finding, with_causes};
+use countersign_jose::{JwksError, KeySet};
+use countersign_policy::{Cidr, KeyLocation, check_url};
 use countersign_tls::WebClient;
 use http::{HeaderMap, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -15,52 +16,102 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use crate::IssuerOptions;
 use crate::address::refused;
 
 /// Largest document in bytes.
 const MAX_DOCUMENT: usize = 256 << 10;
 
+/// For one address: another one may answer.
+const CONNECT: Duration = Duration::from_secs(2);
+
 #[derive(Debug)]
 pub(crate) struct Fetcher {
-    pub(crate) web: WebClient,
-    pub(crate) addresses: Vec<Cidr>,
-    pub(crate) plaintext: bool,
+    /// Made when it is first needed, where it is made of what the host trusts.
+    web: OnceLock<Result<WebClient, String>>,
+    addresses: Vec<Cidr>,
+    plaintext: bool,
+}
+
+/// Why there are no keys.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    /// The issuer cannot be reached, or makes no sense.
+    #[error("{0}")]
+    Away(String),
+    /// It says that there are none.
+    #[error("{0}")]
+    Gone(String),
+}
+
+impl Failed {
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self, Failed::Away(_))
+    }
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
+        Failed::Away(why)
+    }
 }
 
 impl Fetcher {
+    pub(crate) fn new(options: &IssuerOptions) -> Result<Self, Finding> {
+        let web = OnceLock::new();
+        if !options.roots.is_empty() {
+            let client = WebClient::new(&options.roots).map_err(|e| {
+                Finding::new(Code::InvalidValue, format!("roots for token issuers: {e}"))
+            })?;
+            let _ = web.set(Ok(client));
+        }
+        Ok(Self { web, addresses: options.addresses.clone(), plaintext: options.plaintext })
+    }
+
     /// The keys, and how long their server takes them to be fresh.
     pub(crate) async fn fetch(
         &self,
-        source: &KeySource,
-    ) -> Result<(KeySet, Option<Duration>), String> {
-        match tokio::time::timeout(source.timeout, self.keys(source)).await {
+        location: &KeyLocation,
+        timeout: Duration,
+    ) -> Result<(KeySet, Option<Duration>), Failed> {
+        match tokio::time::timeout(timeout, self.keys(location)).await {
             Ok(result) => result,
-            Err(_) => Err(format!("nothing came within {} ms", source.timeout.as_millis())),
+            Err(_) => Err(Failed::Away(format!("nothing came within {} ms", timeout.as_millis()))),
         }
     }
 
-    async fn keys(&self, source: &KeySource) -> Result<(KeySet, Option<Duration>), String> {
-        let url = match &source.location {
+    async fn keys(&self, location: &KeyLocation) -> Result<(KeySet, Option<Duration>), Failed> {
+        let url = match location {
             KeyLocation::Jwks(url) => url.clone(),
             KeyLocation::Discovery(issuer) => {
-                let (_, body) = self.get(&source.location.url()).await?;
-                jwks_uri(issuer, &body)?
+                let (_, body) = self.get(&location.url()).await?;
+                let url = jwks_uri(issuer, &body)?;
+                if issuer.starts_with("https:") && !url.starts_with("https:") {
+                    return Err(Failed::Away(format!(
+                        "`{issuer}` keeps its keys at `{url}`, in plaintext"
+                    )));
+                }
+                url
             }
         };
         let (headers, body) = self.get(&url).await?;
-        let keys = KeySet::parse(&body).map_err(|e| e.to_string())?;
-        Ok((keys, max_age(&headers)))
+        match KeySet::parse(&body) {
+            Ok(keys) => Ok((keys, max_age(&headers))),
+            Err(e @ JwksError::NoKeys) => Err(Failed::Gone(e.to_string())),
+            Err(e) => Err(Failed::Away(e.to_string())),
+        }
     }
 
-    async fn get(&self, url: &str) -> Result<(HeaderMap, Bytes), String> {
+    async fn get(&self, url: &str) -> Result<(HeaderMap, Bytes), Failed> {
         let uri: Uri = url.parse().map_err(|_| format!("`{}` is no URL", url.escape_default()))?;
         let secure = match uri.scheme_str() {
             Some("https") => true,
             Some("http") if self.plaintext => false,
             Some("http") => {
-                return Err("http: whoever is on the way could replace the keys".into());
+                let why = "http: whoever is on the way could replace the keys";
+                return Err(Failed::Away(why.to_owned()));
             }
-            _ => return Err(format!("`{}` is no https URL", url.escape_default())),
+            _ => return Err(format!("`{}` is no https URL", url.escape_default()).into()),
         };
         let host = uri.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -69,7 +120,9 @@ impl Fetcher {
         if secure {
             // The whole fetch has its own limit.
             let limit = Duration::from_secs(3600);
-            let stream = self.web.connect(stream, host, limit).await.map_err(|e| e.to_string())?;
+            let web = self.web.get_or_init(|| WebClient::new(&[]).map_err(|e| e.to_string()));
+            let web = web.as_ref().map_err(Clone::clone)?;
+            let stream = web.connect(stream, host, limit).await.map_err(|e| e.to_string())?;
             exchange(stream, &uri).await
         } else {
             exchange(stream, &uri).await
@@ -87,20 +140,21 @@ impl Fetcher {
                 why = format!("`{host}` is {}, {kind}, which is not asked", address.ip());
                 continue;
             }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(e) => why = format!("cannot connect to {address}: {e}"),
+            match tokio::time::timeout(CONNECT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(e)) => why = format!("cannot connect to {address}: {e}"),
+                Err(_) => why = format!("{address} does not answer"),
             }
         }
         Err(why)
     }
 }
 
-async fn exchange<S>(stream: S, uri: &Uri) -> Result<(HeaderMap, Bytes), String>
+async fn exchange<S>(stream: S, uri: &Uri) -> Result<(HeaderMap, Bytes), Failed>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let text = |e: hyper::Error| with_causes(&e);
+    let text = |e: hyper::Error| Failed::Away(with_causes(&e));
     let io = TokioIo::new(stream);
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(io).await.map_err(text)?;
@@ -111,12 +165,15 @@ where
         .header("accept", "application/json")
         .header("user-agent", "countersign")
         .body(Empty::new())
-        .map_err(|e| e.to_string())?;
+        .map_err(|e| Failed::Away(e.to_string()))?;
     let answer = async {
         let answer = sender.send_request(request).await.map_err(text)?;
         let (parts, body) = answer.into_parts();
-        if parts.status != StatusCode::OK {
-            return Err(format!("{uri} answers {}", parts.status));
+        let what = format!("{uri} answers {}", parts.status);
+        match parts.status {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Err(Failed::Gone(what)),
+            _ => return Err(Failed::Away(what)),
         }
         let body = Limited::new(body, MAX_DOCUMENT).collect().await;
         let body = body.map_err(|e| format!("{uri}: the answer cannot be read: {e}"))?.to_bytes();
@@ -146,6 +203,7 @@ fn jwks_uri(issuer: &str, body: &[u8]) -> Result<String, String> {
         return Err(format!("the metadata is of `{other}`, not of `{issuer}`"));
     }
     let uri = text("jwks_uri").ok_or("the issuer's metadata names no `jwks_uri`")?;
+    check_url(uri).map_err(|why| format!("the issuer's `jwks_uri` {why}"))?;
     Ok(uri.to_owned())
 }
 

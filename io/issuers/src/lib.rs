@@ -12,10 +12,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use countersign_findings::{Code, Finding};
 use countersign_identity::BundleSet;
+use countersign_jose::KeySet;
 use countersign_keys::random;
 use countersign_policy::{Cidr, KeyLocation, KeySource, PublishedKeys};
 use countersign_telemetry::{Metrics, Outcome};
-use countersign_tls::WebClient;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -51,36 +51,32 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub struct Issuers {
     fetcher: Fetcher,
     published: ArcSwap<PublishedKeys>,
-    wanted: watch::Sender<Vec<KeySource>>,
     slots: Mutex<HashMap<KeyLocation, Arc<Slot>>>,
+    changed: watch::Sender<()>,
     metrics: Arc<Metrics>,
 }
 
 /// One place.
 #[derive(Debug)]
 struct Slot {
-    timeout: Duration,
+    /// For the log.
+    issuer: String,
+    location: KeyLocation,
+    timeout: watch::Sender<Duration>,
     /// Somebody has a token that the present keys do not fit.
     demand: Notify,
-    /// When it was last tried.
-    tried: watch::Sender<Option<Instant>>,
+    /// When it was last tried, and how many times that changed the keys.
+    tried: watch::Sender<(Option<Instant>, u64)>,
 }
 
 impl Issuers {
     /// Connects to nobody yet.
     pub fn new(options: &IssuerOptions, metrics: Arc<Metrics>) -> Result<Self, Finding> {
-        let web = WebClient::new(&options.roots).map_err(|e| {
-            Finding::new(Code::InvalidValue, format!("roots for token issuers: {e}"))
-        })?;
         Ok(Self {
-            fetcher: Fetcher {
-                web,
-                addresses: options.addresses.clone(),
-                plaintext: options.plaintext,
-            },
+            fetcher: Fetcher::new(options)?,
             published: ArcSwap::default(),
-            wanted: watch::Sender::new(Vec::new()),
             slots: Mutex::default(),
+            changed: watch::Sender::new(()),
             metrics,
         })
     }
@@ -91,105 +87,139 @@ impl Issuers {
     }
 
     /// Puts the trust bundles in place with whose keys JWT-SVIDs are verified.
-    pub fn set_bundles(&self, bundles: BundleSet) {
+    pub fn set_bundles(&self, bundles: Option<BundleSet>) {
         self.publish(|p| p.set_bundles(bundles.clone()));
     }
 
     /// From now on these places are kept fresh, and no others.
     pub fn want(&self, sources: Vec<KeySource>) {
-        self.wanted.send_if_modified(|old| {
-            let new = *old != sources;
-            *old = sources;
-            new
+        let mut slots = self.slots();
+        slots.retain(|location, _| {
+            let keep = sources.iter().any(|s| s.location == *location);
+            if !keep {
+                self.publish(|p| p.remove(location));
+            }
+            keep
         });
+        self.add(&mut slots, sources);
     }
 
-    /// Fetches the keys of one place again, unless that was tried a moment ago, and waits for what comes of it.
-    pub async fn renew(&self, location: &KeyLocation) {
-        let Some(slot) = self.slots().get(location).cloned() else { return };
+    /// From now on these places are kept fresh too.
+    pub fn want_also(&self, sources: Vec<KeySource>) {
+        self.add(&mut self.slots(), sources);
+    }
+
+    /// Those that are there already stay, whoever comes after them.
+    fn add(&self, slots: &mut HashMap<KeyLocation, Arc<Slot>>, sources: Vec<KeySource>) {
+        for KeySource { issuer, location, timeout } in sources {
+            if let Some(slot) = slots.get(&location) {
+                slot.timeout.send_replace(timeout);
+                continue;
+            }
+            if slots.len() >= MAX_SOURCES {
+                let why = format!("policies name more than {MAX_SOURCES} places of keys");
+                tracing::error!(code = %Code::IssuerKeysUnavailable, issuer, "no keys from {location}: {why}");
+                self.publish(|p| p.insert(location.clone(), Err(why.clone())));
+                continue;
+            }
+            let slot = Slot {
+                issuer,
+                location: location.clone(),
+                timeout: watch::Sender::new(timeout),
+                demand: Notify::new(),
+                tried: watch::Sender::new((None, 0)),
+            };
+            slots.insert(location, Arc::new(slot));
+        }
+        self.changed.send_replace(());
+    }
+
+    /// Fetches the keys of one place again, unless that was tried a moment ago, and waits for what comes of it:
+    /// `true` if there are other keys now.
+    pub async fn renew(&self, location: &KeyLocation) -> bool {
+        let Some(slot) = self.slots().get(location).cloned() else { return false };
         let mut tried = slot.tried.subscribe();
-        if tried.borrow_and_update().is_some_and(|t| t.elapsed() < PAUSE) {
-            return;
+        let (last, before) = *tried.borrow_and_update();
+        if last.is_some_and(|t| t.elapsed() < PAUSE) {
+            return false;
         }
         slot.demand.notify_one();
-        let _ = tokio::time::timeout(slot.timeout, tried.changed()).await;
+        let timeout = *slot.timeout.borrow();
+        let _ = tokio::time::timeout(timeout, tried.changed()).await;
+        tried.borrow().1 != before
     }
 
     /// Fetches for as long as it is polled.
     pub async fn run(self: Arc<Self>) {
-        let mut wanted = self.wanted.subscribe();
+        let mut changed = self.changed.subscribe();
         let mut tasks = JoinSet::new();
-        let mut running: HashMap<KeyLocation, (KeySource, AbortHandle)> = HashMap::new();
+        let mut running: Vec<(Arc<Slot>, AbortHandle)> = Vec::new();
         loop {
-            let mut sources = wanted.borrow_and_update().clone();
-            if sources.len() > MAX_SOURCES {
-                tracing::error!(
-                    code = %Code::IssuerKeysUnavailable,
-                    "policies name {} places of issuers' keys; only {MAX_SOURCES} are fetched", sources.len()
-                );
-                sources.truncate(MAX_SOURCES);
-            }
-            running.retain(|location, (source, task)| {
-                let keep = sources.contains(source);
+            changed.borrow_and_update();
+            let slots: Vec<Arc<Slot>> = self.slots().values().cloned().collect();
+            let is = |slot: &Arc<Slot>| slots.iter().any(|s| Arc::ptr_eq(s, slot));
+            running.retain(|(slot, task)| {
+                let keep = is(slot);
                 if !keep {
                     task.abort();
-                    self.slots().remove(location);
-                    self.publish(|p| p.remove(location));
                 }
                 keep
             });
-            for source in sources {
-                if running.contains_key(&source.location) {
-                    continue;
+            for slot in &slots {
+                if !running.iter().any(|(s, _)| Arc::ptr_eq(s, slot)) {
+                    let task = tasks.spawn(Arc::clone(&self).keep_fresh(Arc::clone(slot)));
+                    running.push((Arc::clone(slot), task));
                 }
-                let slot = Arc::new(Slot {
-                    timeout: source.timeout,
-                    demand: Notify::new(),
-                    tried: watch::Sender::new(None),
-                });
-                self.slots().insert(source.location.clone(), Arc::clone(&slot));
-                let task = tasks.spawn(Arc::clone(&self).keep_fresh(source.clone(), slot));
-                running.insert(source.location.clone(), (source, task));
             }
             tokio::select! {
-                changed = wanted.changed() => if changed.is_err() { return },
+                changed = changed.changed() => if changed.is_err() { return },
                 Some(_) = tasks.join_next() => {}
             }
         }
     }
 
-    async fn keep_fresh(self: Arc<Self>, source: KeySource, slot: Arc<Slot>) {
-        let location = &source.location;
-        let mut fetched: Option<Instant> = None;
+    async fn keep_fresh(self: Arc<Self>, slot: Arc<Slot>) {
+        let location = &slot.location;
+        let mut fetched: Option<(Instant, Arc<KeySet>)> = None;
         let mut failures = 0;
         loop {
-            let wait = match self.fetcher.fetch(&source).await {
+            let timeout = *slot.timeout.borrow();
+            let (wait, news) = match self.fetcher.fetch(location, timeout).await {
                 Ok((keys, fresh)) => {
-                    tracing::info!(issuer = source.issuer, "keys were fetched from {location}");
+                    let known = fetched.as_ref().is_some_and(|(_, k)| **k == keys);
                     let keys = Arc::new(keys);
-                    self.publish(|p| p.insert(location.clone(), Ok(Arc::clone(&keys))));
+                    if !known {
+                        tracing::info!(issuer = slot.issuer, "keys were fetched from {location}");
+                        self.tell(&slot, Ok(Arc::clone(&keys)));
+                    }
                     self.metrics.keys_fetched(Outcome::Success);
-                    fetched = Some(Instant::now());
+                    fetched = Some((Instant::now(), keys));
                     failures = 0;
-                    fresh.unwrap_or(FRESH).clamp(FRESH_BOUNDS.0, FRESH_BOUNDS.1)
+                    (fresh.unwrap_or(FRESH).clamp(FRESH_BOUNDS.0, FRESH_BOUNDS.1), !known)
                 }
-                Err(why) => {
+                Err(failed) => {
                     self.metrics.keys_fetched(Outcome::Failure);
-                    let kept = fetched.is_some_and(|t| t.elapsed() < KEEP);
+                    // An issuer that says it has no keys is believed at once: it may have been robbed of them.
+                    let kept = failed.is_away()
+                        && fetched.as_ref().is_some_and(|(t, _)| t.elapsed() < KEEP);
                     tracing::warn!(
                         code = %Code::IssuerKeysUnavailable,
-                        issuer = source.issuer,
-                        "keys cannot be fetched from {location}: {why}{}",
+                        issuer = slot.issuer,
+                        "keys cannot be fetched from {location}: {failed}{}",
                         if kept { "; the last ones stay in use" } else { "" }
                     );
                     if !kept {
-                        self.publish(|p| p.insert(location.clone(), Err(why.clone())));
+                        fetched = None;
+                        self.tell(&slot, Err(failed.to_string()));
                     }
                     failures += 1;
-                    PAUSE * 2_u32.pow(u32::min(failures, 4))
+                    (PAUSE * 2_u32.pow(u32::min(failures, 4)), false)
                 }
             };
-            slot.tried.send_replace(Some(Instant::now()));
+            slot.tried.send_modify(|(at, changes)| {
+                *at = Some(Instant::now());
+                *changes += u64::from(news);
+            });
             // Proxies that started together need not ask together.
             let jitter = u32::from(random::<1>()[0]) % 64;
             let wait = wait - wait / 512 * jitter;
@@ -197,6 +227,14 @@ impl Issuers {
                 () = tokio::time::sleep(wait) => {}
                 () = async { tokio::time::sleep(PAUSE).await; slot.demand.notified().await } => {}
             }
+        }
+    }
+
+    /// Publishes what came of a fetch, unless the place is not wanted any more.
+    fn tell(&self, slot: &Arc<Slot>, keys: Result<Arc<KeySet>, String>) {
+        let slots = self.slots();
+        if slots.get(&slot.location).is_some_and(|s| Arc::ptr_eq(s, slot)) {
+            self.publish(|p| p.insert(slot.location.clone(), keys.clone()));
         }
     }
 

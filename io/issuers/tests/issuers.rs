@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use countersign_issuers::{IssuerOptions, Issuers};
+use countersign_issuers::{IssuerOptions, Issuers, MAX_SOURCES};
 use countersign_policy::{KeyLocation, KeySource};
 use countersign_telemetry::Metrics;
 use countersign_testkit::{Story, TestCa, TokenIssuer, raw_tls};
@@ -124,6 +124,20 @@ async fn keys_come_over_https_directly_or_by_discovery() {
     assert_eq!(first(options(), &direct).await.1, Ok(()));
     assert_eq!(first(options(), &KeyLocation::Discovery(issuer)).await.1, Ok(()));
 
+    // Discovery leads nowhere that a document could not lead to.
+    for (path, uri, why) in [
+        ("/plain", idp.url("http", "/keys"), "plaintext"),
+        ("/user", format!("https://u:p@localhost:{}/keys", idp.port), "user name"),
+        ("/meta", "https://169.254.169.254/keys".to_owned(), "link-local"),
+    ] {
+        let issuer = idp.url("https", path);
+        let text = serde_json::json!({"issuer": issuer, "jwks_uri": uri}).to_string();
+        let page = format!("{path}/.well-known/openid-configuration");
+        idp.show(&[(Box::leak(page.into_boxed_str()), text)]);
+        let got = first(options(), &KeyLocation::Discovery(issuer)).await.1.unwrap_err();
+        assert!(got.contains(why), "{got}");
+    }
+    idp.show(&[("/keys", TokenIssuer::new("idp").jwks())]);
     let nobody = KeyLocation::Jwks(idp.url("https", "/other"));
     assert!(first(options(), &nobody).await.1.unwrap_err().contains("404"));
     let address = KeyLocation::Jwks(format!("https://127.0.0.1:{}/keys", idp.port));
@@ -146,6 +160,31 @@ async fn ra_6_what_only_this_host_reaches_is_not_asked() {
     assert_eq!(idp.hits.load(Ordering::Relaxed), 0, "nobody was connected to");
     let both = IssuerOptions { plaintext: true, ..loopback() };
     assert_eq!(first(both, &location).await.1, Ok(()));
+}
+
+#[tokio::test]
+async fn an_issuer_without_keys_has_none_and_others_keep_theirs() {
+    let idp = Idp::start(false).await;
+    idp.show(&[("/keys", TokenIssuer::new("idp").jwks())]);
+    let location = KeyLocation::Jwks(idp.url("http", "/keys"));
+    let options = IssuerOptions { plaintext: true, ..loopback() };
+    let (issuers, outcome) = first(options, &location).await;
+    assert_eq!(outcome, Ok(()));
+    // Whoever asks for too many places does not push out those that are there.
+    let mut many: Vec<KeySource> = (0..2 * MAX_SOURCES)
+        .map(|i| source(&KeyLocation::Jwks(format!("http://127.0.0.1:9/{i}"))))
+        .collect();
+    many.push(source(&location));
+    issuers.want(many.clone());
+    assert!(issuers.published().at(&location).is_ok());
+    let why = issuers.published().at(&many[2 * MAX_SOURCES - 1].location).unwrap_err().to_owned();
+    assert!(why.contains("more than"), "{why}");
+    issuers.want(vec![source(&location)]);
+    idp.show(&[("/keys", "{\"keys\": []}".to_owned())]);
+    tokio::time::sleep(Duration::from_millis(5100)).await;
+    issuers.renew(&location).await;
+    let why = issuers.published().at(&location).unwrap_err().to_owned();
+    assert!(why.contains("no key"), "it may have been robbed of them: {why}");
 }
 
 #[tokio::test]
@@ -173,6 +212,9 @@ async fn a_new_key_is_fetched_on_demand_and_not_too_often() {
     assert!(verifies(&new) && !verifies(&old), "the issuer's new key counts, the old one is gone");
     assert_eq!(idp.hits.load(Ordering::Relaxed), 2);
 
+    // Another wish for the same place keeps what is known.
+    issuers.want(vec![KeySource { timeout: Duration::from_secs(1), ..source(&location) }]);
+    assert!(verifies(&new));
     // While it is down, its last keys count.
     idp.server.abort();
     tokio::time::sleep(Duration::from_millis(5100)).await;

@@ -13,7 +13,7 @@ use countersign_identity::{TrustDomain, UnixTime};
 use countersign_issuers::{IssuerOptions, Issuers};
 use countersign_policy::{
     Authenticated, Document, HttpRequest, Labels, Mesh, PolicySet, TokenRefused, Verdict, Workload,
-    judged_fields, key_sources,
+    judged_fields,
 };
 use countersign_sys::{bind_tcp, bind_unix, stamps};
 use countersign_telemetry::{Direction, Metrics};
@@ -112,7 +112,6 @@ impl Authz {
         let metrics = Arc::new(Metrics::new());
         metrics.policies(1, true);
         let issuers = Arc::new(Issuers::new(&options.issuers, Arc::clone(&metrics))?);
-        issuers.want(key_sources(&documents));
         let compiled = Arc::new(ArcSwap::from_pointee(Compiled::new(documents, 1)));
         let service = Service {
             compiled: Arc::clone(&compiled),
@@ -183,7 +182,8 @@ async fn follow(
         match read() {
             Ok(documents) => {
                 tracing::info!(documents = documents.len(), "policy files were read again");
-                issuers.want(key_sources(&documents));
+                // Compiled anew for each namespace that is asked about, and wanted then.
+                issuers.want(Vec::new());
                 compiled.store(Arc::new(Compiled::new(documents, generation + 1)));
                 metrics.policies(generation + 1, true);
             }
@@ -212,6 +212,7 @@ impl Compiled {
             mesh: service.mesh.clone(),
         };
         let set = Arc::new(PolicySet::compile(&self.documents, &workload, self.generation));
+        service.issuers.want_also(set.key_sources());
         if sets.len() < MAX_SETS {
             sets.insert(namespace.to_owned(), Arc::clone(&set));
         }
@@ -281,12 +282,15 @@ impl Service {
         query: &str,
     ) -> Result<Authenticated, Finding> {
         let once = || set.authenticate(http, query, (self.now)(), &self.issuers.published());
-        match once() {
-            Err(TokenRefused { newer_keys: Some(location), .. }) => {
-                self.issuers.renew(&location).await;
-                once().map_err(|e| e.finding)
+        let result = once();
+        let result = match &result {
+            Err(TokenRefused { newer_keys: Some(location), .. })
+                if self.issuers.renew(location).await =>
+            {
+                once()
             }
-            result => result.map_err(|e| e.finding),
-        }
+            _ => result,
+        };
+        result.map_err(|e| e.finding)
     }
 }

@@ -187,7 +187,7 @@ impl Outbound<'_> {
 
     /// The same chain as inbound: the verified peer is decided upon, the decision yields the permit.
     fn permit(&self, peer: &PeerIdentity) -> Result<Permit, Finding> {
-        let list = Arc::new(AllowList(self.listener.options.peer_ids.clone()));
+        let list = Arc::new(AllowList::of(self.listener.options.peer_ids.clone()));
         let nothing = PolicySet::compile(&[], &Workload::of(peer.id()), 0);
         let listen = self.listener.options.listen;
         let decision = Authorizer::new(Some(list), Arc::new(nothing)).decide(&Request {

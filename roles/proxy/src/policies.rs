@@ -8,9 +8,7 @@ use std::time::Duration;
 use countersign_findings::{Code, Finding};
 use countersign_keys::read_bounded;
 use countersign_lifecycle::Backoff;
-use countersign_policy::{
-    Document, MAX_INPUT, PolicySet, Workload, key_sources, parse, wants_jwt_svids,
-};
+use countersign_policy::{Document, MAX_INPUT, PolicySet, Workload, parse};
 use countersign_sys::stamps;
 use countersign_wire::dial;
 use countersign_wire::proto::countersign::node::v1::node_client::NodeClient;
@@ -111,9 +109,9 @@ impl Shared {
             );
             tracing::error!(code = %Code::EngineMisconfigured, "{trouble}");
         }
-        self.issuers.want(key_sources(documents));
+        self.issuers.want(set.key_sources());
         self.jwt_svids.send_if_modified(|wanted| {
-            let new = wants_jwt_svids(documents);
+            let new = set.wants_jwt_svids();
             std::mem::replace(wanted, new) != new
         });
         self.policies.store(Some(Arc::new(set)));

@@ -18,6 +18,7 @@ use countersign_proxy::{
 };
 use countersign_telemetry::AccessLog;
 use countersign_tls::current_time;
+use countersign_x509::LegacyName;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -189,9 +190,9 @@ struct Inbound {
     /// End of permissive mode: a time, a duration from now, or `never`
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// Only these identities may call; repeat for more [default: as policies say]
+    /// Only these identities may call, or legacy names (CN=…); repeat for more [default: as policies say]
     #[arg(long = "allow", value_name = "ID")]
-    allow: Vec<SpiffeId>,
+    allow: Vec<String>,
     /// What is spoken
     #[arg(long, value_enum, default_value_t)]
     protocol: ProtocolArg,
@@ -301,9 +302,9 @@ fn read_config(path: &Path) -> Result<Vec<ListenerOptions>, Finding> {
             mode: peer_mode(c.mode, c.until.as_deref()).map_err(|f| f.at(at.clone()))?,
             allow: c
                 .allow
-                .map(|list| ids(&list, &at))
+                .map(|list| allow_list(&list, spiffe_id).map_err(|f| f.at(at.clone())))
                 .transpose()?
-                .map(|ids| Arc::new(AllowList(ids))),
+                .map(Arc::new),
             protocol: c.protocol.into(),
         }));
     }
@@ -338,7 +339,10 @@ impl ProxyCommand {
                     listen: i.listen,
                     forward: i.forward,
                     mode: peer_mode(i.mode, i.until.as_deref())?,
-                    allow: (!i.allow.is_empty()).then(|| Arc::new(AllowList(i.allow))),
+                    allow: match i.allow.is_empty() {
+                        true => None,
+                        false => Some(Arc::new(allow_list(&i.allow, spiffe_id)?)),
+                    },
                     protocol: i.protocol.into(),
                 });
                 (i.common, vec![listener])
@@ -376,6 +380,25 @@ pub(crate) fn labels(list: &[String]) -> Result<Option<countersign_policy::Label
         })
         .collect::<Result<_, _>>()
         .map(Some)
+}
+
+/// Who may call: SPIFFE IDs, and clients without one by their legacy names.
+pub(crate) fn allow_list(
+    texts: &[String],
+    id: impl Fn(&str) -> Result<SpiffeId, Finding>,
+) -> Result<AllowList, Finding> {
+    let mut list = AllowList::default();
+    for text in texts {
+        match text.parse::<LegacyName>() {
+            Ok(name) => list.legacy.push(name.to_string()),
+            Err(_) => list.ids.push(id(text)?),
+        }
+    }
+    Ok(list)
+}
+
+fn spiffe_id(text: &str) -> Result<SpiffeId, Finding> {
+    SpiffeId::parse(text).map_err(|e| invalid(format!("`{}`: {e}", text.escape_default())))
 }
 
 /// Reads the engines that CUSTOM policies may name.

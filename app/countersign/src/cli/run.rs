@@ -8,7 +8,6 @@ use std::time::Duration;
 use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{Entry, Selector, SelectorSet, SpiffeId, TrustDomain};
-use countersign_policy::AllowList;
 use countersign_proxy::{
     IdentitySource, InboundOptions, ListenerOptions, OutboundOptions, Proxy, ProxyOptions,
     RunningProxy,
@@ -23,7 +22,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::entry::{create, id_or_path};
-use super::proxy::{ModeArg, ProtocolArg, check_target, peer_id, peer_mode};
+use super::proxy::{ModeArg, ProtocolArg, allow_list, check_target, peer_id, peer_mode};
 use super::semantics::SemanticsFlags;
 use super::{Global, invalid};
 use crate::client::{Agent, Server};
@@ -92,8 +91,7 @@ impl Run {
         let allow = if self.allow.is_empty() {
             None
         } else {
-            let ids = self.allow.iter().map(|t| peer_id(t, td)).collect::<Result<Vec<_>, _>>()?;
-            Some(Arc::new(AllowList(ids)))
+            Some(Arc::new(allow_list(&self.allow, |t| peer_id(t, td))?))
         };
         let mut out = Vec::new();
         for text in &self.inbound {

@@ -101,7 +101,7 @@ fn jwt_rule(spec: JwtRuleSpec, at: &str, place: &Place<'_>) -> Result<JwtRule, F
         }
         // A trust domain's own tokens, JWT-SVIDs.
         (None, None) if spec.issuer.starts_with("spiffe://") => {
-            let domain = spec.issuer.trim_start_matches("spiffe://");
+            let domain = spec.issuer.strip_prefix("spiffe://").unwrap_or_default();
             let domain = TrustDomain::new(domain)
                 .map_err(|e| bad("issuer", &format!("is no trust domain: {e}")))?;
             if spec.audiences.is_empty() {

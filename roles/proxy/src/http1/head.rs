@@ -34,11 +34,7 @@ impl Bad {
     }
 
     pub(crate) fn status(&self) -> u16 {
-        match self.0 {
-            Code::HttpTooLarge => 431,
-            Code::HttpVersionUnsupported => 505,
-            _ => 400,
-        }
+        self.0.http_status()
     }
 }
 

@@ -74,7 +74,8 @@ impl Inbound<'_> {
         if let Some(own) = self.shared.credentials.current() {
             let _ = write!(out, "By={};", own.id);
         }
-        let subject = peer.leaf().subject.replace(['"', '\\'], "");
+        // Readers that split at `;` before they look at quotes must not find an element of its making.
+        let subject = peer.leaf().subject.replace(['"', '\\', ';'], "");
         let _ = write!(out, "Hash={};Subject=\"{subject}\"", hex(&peer.leaf().sha256));
         if let Some(id) = peer.id() {
             let _ = write!(out, ";URI={id}");
@@ -161,13 +162,16 @@ impl HttpInbound<'_> {
         policies: &Policies,
         head: &RequestHead<'_>,
     ) -> Result<Option<Box<Authenticated>>, Finding> {
-        match self.authenticate(policies, head) {
-            Err(TokenRefused { newer_keys: Some(location), .. }) => {
-                self.connection.shared.issuers.renew(&location).await;
-                self.authenticate(policies, head).map_err(|e| e.finding)
+        let result = self.authenticate(policies, head);
+        let result = match &result {
+            Err(TokenRefused { newer_keys: Some(location), .. })
+                if self.connection.shared.issuers.renew(location).await =>
+            {
+                self.authenticate(policies, head)
             }
-            result => result.map_err(|e| e.finding),
-        }
+            _ => result,
+        };
+        result.map_err(|e| e.finding)
     }
 
     /// Asks the external engine about a request, if policies want that.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use countersign_policy::Mode;
+use countersign_policy::{AllowList, Mode, Semantics};
 use countersign_proxy::{
     InboundOptions, LegacyOptions, ListenerOptions, PeerMode, Protocol, RunningProxy,
 };
@@ -53,6 +53,18 @@ async fn ask_quietly(tls: &mut tokio_rustls::client::TlsStream<tokio::net::TcpSt
     String::from_utf8_lossy(&out[..n]).into_owned()
 }
 
+/// The first refusal that is recorded after so many records, waiting for it.
+async fn refusal_after(kit: &Kit, seen: usize) -> serde_json::Value {
+    for _ in 0..250 {
+        let records = kit.records.all();
+        if let Some(r) = records.iter().skip(seen).find(|r| r["result"] == "failure") {
+            return r.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no refusal in {:?}", kit.records.all())
+}
+
 #[tokio::test]
 async fn listed_clients_come_in_and_have_no_principal() {
     let kit = Kit::new();
@@ -78,6 +90,45 @@ async fn listed_clients_come_in_and_have_no_principal() {
 }
 
 #[tokio::test]
+async fn a_listed_client_is_no_principal_whatever_its_names_say() {
+    let kit = Kit::new();
+    let old = TestCa::new("old.test", current_time());
+    let admin = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: admin, namespace: default}\n\
+         spec: {rules: [{from: [{source: {principals: ['corp.test/ns/prod/sa/admin', '*']}}, {source: {namespaces: [prod]}}]}]}\n";
+    let roots = kit.dir.path().join("legacy.pem");
+    std::fs::write(&roots, pem::encode("CERTIFICATE", &old.root)).unwrap();
+    let claim = "spiffe://corp.test/ns/prod/sa/admin";
+    let claims = old.legacy(&["old-billing"], &[claim], &["https://x/ns/prod/sa/admin"]);
+    for semantics in [Semantics::Strict, Semantics::Istio] {
+        for (allow, code) in
+            [(None, "CS3002"), (Some("CN=old-billing"), "CS3002"), (Some(""), "CS3003")]
+        {
+            let listener = ListenerOptions::Inbound(InboundOptions {
+                listen: any(),
+                forward: mirror().await.to_string(),
+                mode: PeerMode::Fixed(Mode::Strict),
+                allow: allow.map(|name| {
+                    let legacy = vec![name.to_owned()];
+                    std::sync::Arc::new(AllowList { ids: Vec::new(), legacy })
+                }),
+                protocol: Protocol::Http,
+            });
+            let mut options = kit.options(vec![listener]);
+            options.policies = vec![("test.yaml".into(), admin.into())];
+            options.mesh.semantics = semantics;
+            let allowed = vec!["CN=old-billing".parse().unwrap()];
+            options.legacy = Some(LegacyOptions { roots: roots.clone(), allowed });
+            let running = kit.start(options).await.unwrap();
+            let seen = kit.records.all().len();
+            let got = get(&running, &claims).await;
+            assert!(!got.starts_with("HTTP/1.1 200"), "{semantics:?} {allow:?}: {got}");
+            let denied = refusal_after(&kit, seen).await;
+            assert_eq!(denied["code"], code, "{semantics:?} {allow:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn nobody_else_gets_in_by_the_legacy_ca() {
     let kit = Kit::new();
     let old = TestCa::new("corp.test", current_time());
@@ -92,15 +143,9 @@ async fn nobody_else_gets_in_by_the_legacy_ca() {
     ] {
         let seen = kit.records.all().len();
         assert_eq!(get(&running, &identity).await, "", "{code}");
-        for _ in 0..100 {
-            if kit.records.all().len() > seen {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let records = kit.records.all();
-        let got = records[seen]["code"].as_str().unwrap().to_owned();
-        assert!(got.starts_with(code), "{got}, not {code}: {}", records[seen]);
+        let refused = refusal_after(&kit, seen).await;
+        let got = refused["code"].as_str().unwrap();
+        assert!(got.starts_with(code), "{got}, not {code}: {refused}");
     }
     // A SPIFFE ID that the trust domain's own CA issued, from the same kit, is another matter.
     assert!(get(&running, &kit.good("/web")).await.starts_with("HTTP/1.1 200"));

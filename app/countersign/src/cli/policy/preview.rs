@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use countersign_findings::{Code, Finding};
-use countersign_identity::{SpiffeId, TrustDomain};
-use countersign_jose::KeySet;
+use countersign_identity::{BundleSet, SpiffeId, TrustDomain};
+use countersign_jose::{JwksError, KeySet, jwt_bundle_from_jwks};
 use countersign_keys::read_bounded;
 use countersign_policy::{
     Answer, Attributes, Authenticated, Caller, CertificateFacts, Denial, Document, External,
-    HttpRequest, Labels, MAX_INPUT, Mesh, PolicySet, PublishedKeys, Token, TokenRefused, Verdict,
-    Workload, judged_fields, key_sources, normalize_as,
+    HttpRequest, KeyLocation, Labels, MAX_INPUT, Mesh, PolicySet, PublishedKeys, Token,
+    TokenRefused, Verdict, Workload, judged_fields, normalize_as,
 };
 use countersign_tls::current_time;
 use countersign_x509::{LegacyName, hex};
@@ -163,7 +163,7 @@ impl Preview {
         let names = request.source.names(&self.trust_domain);
         let caller = match (&id, names.as_slice(), &request.source.legacy) {
             (Some(id), ..) => Caller::Identity(id),
-            (None, names, Some(name)) => Caller::Legacy { name, names },
+            (None, _, Some(name)) => Caller::Legacy(name),
             (None, [], None) => Caller::Nobody,
             (None, names, None) => Caller::Names(names),
         };
@@ -228,37 +228,45 @@ impl Preview {
     }
 }
 
-/// A request that never gets as far as the policies.
-/// The keys that were given for the issuers that documents name.
+/// The keys that were given. Nothing is fetched; whatever else a policy would fetch is unknown, and says so.
 fn issuer_keys(documents: &[Document], given: &[String]) -> Result<PublishedKeys, Finding> {
     let mut keys = PublishedKeys::default();
-    let sources = key_sources(documents);
+    let mut bundles: Option<BundleSet> = None;
+    let locations: Vec<(String, KeyLocation)> =
+        documents.iter().flat_map(Document::key_locations).collect();
+    for (issuer, location) in &locations {
+        let why = format!("previews fetch nothing: give --issuer-keys {issuer}=FILE");
+        keys.insert(location.clone(), Err(why));
+    }
     for text in given {
         let (issuer, path) = text
             .rsplit_once('=')
             .ok_or_else(|| invalid(format!("--issuer-keys: `{text}` is not ISSUER=FILE")))?;
         let bytes = read_bounded(Path::new(path), MAX_INPUT as u64).map_err(|e| e.finding())?;
-        let set = KeySet::parse(&bytes)
-            .map_err(|e| Finding::new(Code::ConfigSyntax, e.to_string()).at(path.to_owned()))?;
-        let set = Arc::new(set);
-        let mut places = sources.iter().filter(|s| s.issuer == issuer).peekable();
+        let bad =
+            |e: JwksError| Finding::new(Code::ConfigSyntax, e.to_string()).at(path.to_owned());
+        if issuer.starts_with("spiffe://") {
+            let domain = TrustDomain::from_name_or_id(issuer)
+                .map_err(|e| invalid(format!("--issuer-keys: `{issuer}`: {e}")))?;
+            let bundle = jwt_bundle_from_jwks(&domain, &bytes).map_err(bad)?;
+            bundles.get_or_insert_default().set(bundle);
+            continue;
+        }
+        let set = Arc::new(KeySet::parse(&bytes).map_err(bad)?);
+        let mut places = locations.iter().filter(|(of, _)| of == issuer).peekable();
         if places.peek().is_none() {
             let text = format!("--issuer-keys: no policy fetches keys of `{issuer}`");
             return Err(invalid(text));
         }
-        for source in places {
-            keys.insert(source.location.clone(), Ok(Arc::clone(&set)));
+        for (_, location) in places {
+            keys.insert(location.clone(), Ok(Arc::clone(&set)));
         }
     }
-    for source in sources {
-        if keys.at(&source.location).is_err() {
-            let why = format!("previews fetch nothing: give --issuer-keys {}=FILE", source.issuer);
-            keys.insert(source.location, Err(why));
-        }
-    }
+    keys.set_bundles(bundles);
     Ok(keys)
 }
 
+/// A request that never gets as far as the policies.
 fn refused(code: Code, message: String) -> Denial {
     Denial { code, policy: None, rule: None, field: None, message }
 }

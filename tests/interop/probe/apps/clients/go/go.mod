@@ -1,0 +1,3 @@
+module countersign.dev/interop/probe/clients
+
+go 1.25.0
