@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code)]
 #![allow(unreachable_pub, missing_docs)]
 
+mod check;
 #[path = "../e2e/kit.rs"]
 mod kit;
 mod policy;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, missing_docs)]
 
+mod check;
 mod kit;
 mod mesh;
 mod outages;

@@ -4,6 +4,7 @@ mod agent;
 mod apply;
 mod bundle;
 mod ca;
+mod check;
 mod completion;
 mod demo;
 mod documents;
@@ -124,6 +125,8 @@ enum Command {
     Bundle(bundle::BundleCommand),
     /// Certificate authorities: show, roll over
     Ca(ca::CaCommand),
+    /// Check health: authorities, clock, entries, policies, proxies, certificates; or files
+    Check(check::CheckCommand),
     /// Show what runs and whether it is well
     Status(status::StatusCommand),
     /// Print a completion script for a shell
@@ -181,6 +184,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             Command::Id(c) => c.run(&global).await,
             Command::Bundle(c) => c.run(&global).await,
             Command::Ca(c) => c.run(&global).await,
+            Command::Check(c) => c.run(&global).await,
             Command::Status(c) => c.run(&global).await,
             Command::Completion(c) => c.run(),
         }

@@ -318,4 +318,24 @@ mod tests {
             assert_eq!(Bytes(&bytes[6..]).u24().unwrap() + 9, bytes.len());
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_comes_breaks_the_reader(
+            mut data in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+            at in 0_usize..60,
+            value in proptest::prelude::any::<u8>(),
+        ) {
+            let _ = read(&data);
+            if let Some(first) = data.first_mut() {
+                *first = 22;
+            }
+            let _ = read(&data);
+            let mut near = answer([3, 3], [0x13, 1], &[0, 43, 0, 2, 3, 4, 0, 51, 0, 2, 0x11, 0xec]);
+            if let Some(byte) = near.get_mut(at) {
+                *byte = value;
+            }
+            let _ = read(&near);
+        }
+    }
 }

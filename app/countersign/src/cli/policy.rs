@@ -8,6 +8,7 @@ mod preview;
 mod suggest;
 mod test;
 
+pub(crate) use explain::parse_set;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};

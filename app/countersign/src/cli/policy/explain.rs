@@ -7,6 +7,7 @@ use clap::Args;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, TrustDomain};
 use countersign_policy::{Document, Explanation, Labels, Outcome, Step, Verdict, parse};
+use countersign_wire::proto::countersign::server::v1::PolicySet;
 use countersign_x509::LegacyName;
 use serde_json::{Value, json};
 
@@ -105,7 +106,11 @@ impl Explain {
 }
 
 pub(super) async fn of_server(server: &Server) -> Result<Vec<Document>, Finding> {
-    let set = server.list_policies().await?;
+    parse_set(server.list_policies().await?)
+}
+
+/// The documents of a set that the server told.
+pub(crate) fn parse_set(set: PolicySet) -> Result<Vec<Document>, Finding> {
     let mut out = Vec::new();
     for d in set.documents {
         out.extend(parse(&d.yaml, &format!("{}/{}/{}", d.kind, d.namespace, d.name))?);

@@ -1,0 +1,95 @@
+//! `check` on what runs.
+
+use std::io::Write;
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use crate::kit::{Home, application, eventually, free_port};
+
+/// The checks that did not succeed, as `result code`.
+fn bad(report: &Value) -> Vec<String> {
+    let all = report["categories"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|c| c["checks"].as_array().unwrap());
+    all.filter(|c| c["result"] != "success")
+        .map(|c| format!("{} {}", c["result"].as_str().unwrap(), c["code"].as_str().unwrap()))
+        .collect()
+}
+
+fn check(home: &Home, more: &[&str]) -> (i32, Value) {
+    let args: Vec<&str> = ["check", "-o", "json"].iter().chain(more).copied().collect();
+    let out = home.run(&args);
+    (out.status.code().unwrap(), serde_json::from_slice(&out.stdout).unwrap())
+}
+
+#[test]
+fn check_tells_what_runs_and_what_does_not() {
+    let home = Home::new();
+    let (exit, report) = check(&home, &[]);
+    assert_eq!((exit, bad(&report)), (4, vec!["error CS4011".into(), "error CS4012".into()]));
+    home.ok(&["init", "--trust-domain", "corp.test"]);
+    let (mut up, _) = home.start(&["up", "--listen", "127.0.0.1:0"]);
+    let app = application();
+    let port = free_port();
+    let arg = format!("127.0.0.1:{port}={app}");
+    let _api = home.spawn(
+        &["run", "--id", "/ns/shop/sa/api", "--inbound", &arg, "--", "sleep", "60"],
+        "log-api",
+    );
+    let listener = format!("127.0.0.1:{port}");
+    // Nothing says who may call: that is worth a warning, and the only one.
+    let report = eventually("everything is well", || {
+        let (exit, report) = check(&home, &["--listener", &listener]);
+        (exit == 0 && report.to_string().contains("\"proxies\"")).then_some(report)
+    });
+    assert_eq!(bad(&report), ["warning CS5101"], "{report}");
+    assert_eq!(report["success"], true);
+    let text = report.to_string();
+    for part in [
+        "trust anchors",
+        "authorities",
+        "clock",
+        "certificates",
+        "entries",
+        "listeners",
+        "the chain closes",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // An entry that no agent hands out; a port that is closed; one that does not speak TLS.
+    home.ok(&[
+        "entry",
+        "create",
+        "--spiffe-id",
+        "/db",
+        "--selector",
+        "unix:uid:1",
+        "--parent-id",
+        "spiffe://corp.test/nobody",
+    ]);
+    let speaker = TcpListener::bind("127.0.0.1:0").unwrap();
+    let plain = speaker.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in speaker.incoming().flatten() {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let closed = format!("127.0.0.1:{}", free_port());
+    let (exit, report) = check(&home, &["--listener", &closed, "--listener", &plain]);
+    assert_eq!(exit, 10);
+    let found = bad(&report);
+    for expected in ["warning CS4006", "error CS2201", "error CS2007"] {
+        assert!(found.iter().any(|b| b == expected), "{expected}: {found:?}");
+    }
+    // A port that takes connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let (_, report) = check(&home, &["--listener", &address]);
+    assert!(bad(&report).iter().any(|b| b == "error CS2002"), "{report}");
+    up.kill_9();
+    let (exit, _) = check(&home, &["--wait", "1s"]);
+    assert_eq!(exit, 4);
+}
