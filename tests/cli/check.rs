@@ -53,7 +53,7 @@ fn files_that_are_well() {
     let X509Svid { chain: certs, key, .. } = ca.issue("/web");
     let cert = chain(&home, "cert.pem", &certs);
     let key = write(&home, "key.pem", &[("PRIVATE KEY", key.expose_pkcs8())]);
-    let bundle = chain(&home, "bundle.pem", &[ca.root.clone()]);
+    let bundle = chain(&home, "bundle.pem", std::slice::from_ref(&ca.root));
     assert_eq!(check(&home, &[&cert, &key, &bundle]), (Some(0), Vec::new()));
     let text = home.ok(&["check", &cert, &key, &bundle]);
     assert!(text.contains("ok   ") && text.ends_with("0 failed, 0 warnings\n"), "{text}");
@@ -66,7 +66,7 @@ fn each_symptom_has_its_name() {
     let home = Home::new();
     let now = current_time();
     let ca = TestCa::new("corp.test", now);
-    let bundle = chain(&home, "bundle.pem", &[ca.root.clone()]);
+    let bundle = chain(&home, "bundle.pem", std::slice::from_ref(&ca.root));
     let story = |story: Story| chain(&home, "story.pem", &ca.story(story, "/web").chain);
     for (which, code) in [
         (Story::Expired, "CS1001"),
@@ -88,7 +88,7 @@ fn each_symptom_has_its_name() {
     }
     let other = TestCa::new("corp.test", now);
     let good = chain(&home, "good.pem", &ca.issue("/web").chain);
-    let foreign = chain(&home, "foreign.pem", &[other.root.clone()]);
+    let foreign = chain(&home, "foreign.pem", std::slice::from_ref(&other.root));
     let (_, bad) = check(&home, &[&good, &foreign]);
     assert_eq!(bad[0].1, "CS1004", "its root is not there: {bad:?}");
     // A key of another certificate, and one that everybody can read.
@@ -105,7 +105,7 @@ fn each_symptom_has_its_name() {
 fn services_that_end_together_and_policies() {
     let home = Home::new();
     let ca = TestCa::new("corp.test", current_time());
-    let bundle = chain(&home, "bundle.pem", &[ca.root.clone()]);
+    let bundle = chain(&home, "bundle.pem", std::slice::from_ref(&ca.root));
     let certs: Vec<String> =
         (0..3).map(|i| chain(&home, &format!("{i}.pem"), &ca.issue("/web").chain)).collect();
     let mut paths: Vec<&str> = certs.iter().map(String::as_str).collect();

@@ -197,6 +197,7 @@ impl ServerCertVerifier for Seen {
 }
 
 /// A server that asks every client for a certificate and takes any, or none.
+#[derive(Clone)]
 pub struct ProbeServer(Arc<ServerConfig>);
 
 #[derive(Debug)]

@@ -45,7 +45,12 @@ impl Dialer {
     }
 
     pub(crate) fn made(&self) -> usize {
-        self.made.load(Ordering::Relaxed)
+        self.made.load(Ordering::Relaxed).min(self.most)
+    }
+
+    /// Whether a connection was wanted that could not be had.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.made.load(Ordering::Relaxed) > self.most
     }
 
     /// A place among those that connect at the same time.

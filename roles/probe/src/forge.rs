@@ -61,6 +61,11 @@ impl Authority {
             .ok_or_else(|| Finding::new(Code::InvalidValue, "the CA file holds no certificate"))?;
         let pair = KeyPair::try_from(key.expose_pkcs8()).map_err(|e| broken("the CA's key", e))?;
         let info = CertInfo::parse(first).map_err(|e| broken("the CA's certificate", e))?;
+        if !info.is_ca {
+            let what = format!("`{}` is no CA: servers refuse what it signs", info.display_name());
+            return Err(Finding::new(Code::InvalidValue, what)
+                .hint("give the certificate that issues, with CA:TRUE, and its key"));
+        }
         if info.spki_der != pair.subject_public_key_info() {
             let what = "the CA's key and certificate do not belong together";
             return Err(Finding::new(Code::KeyCertificateMismatch, what));

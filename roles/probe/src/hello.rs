@@ -233,24 +233,24 @@ fn server_hello(body: &[u8]) -> Option<Answer> {
     Some(Answer::Chosen { version, suite, group })
 }
 
-/// The standard's name of an alert (RFC 8446 section 6).
+/// The name of an alert (RFC 8446 section 6), as the TLS library writes it.
 pub(crate) fn alert_name(alert: u8) -> &'static str {
     match alert {
-        0 => "close_notify",
-        10 => "unexpected_message",
-        40 => "handshake_failure",
-        42 => "bad_certificate",
-        45 => "certificate_expired",
-        46 => "certificate_unknown",
-        47 => "illegal_parameter",
-        48 => "unknown_ca",
-        49 => "access_denied",
-        50 => "decode_error",
-        70 => "protocol_version",
-        71 => "insufficient_security",
-        80 => "internal_error",
-        112 => "unrecognized_name",
-        116 => "certificate_required",
+        0 => "CloseNotify",
+        10 => "UnexpectedMessage",
+        40 => "HandshakeFailure",
+        42 => "BadCertificate",
+        45 => "CertificateExpired",
+        46 => "CertificateUnknown",
+        47 => "IllegalParameter",
+        48 => "UnknownCA",
+        49 => "AccessDenied",
+        50 => "DecodeError",
+        70 => "ProtocolVersion",
+        71 => "InsufficientSecurity",
+        80 => "InternalError",
+        112 => "UnrecognizedName",
+        116 => "CertificateRequired",
         _ => "an alert",
     }
 }

@@ -12,7 +12,7 @@ mod options;
 mod report;
 mod server;
 
-pub use client::{ClientOptions, ClientProbe, Driver};
+pub use client::{ClientOptions, ClientProbe, Driver, Ended};
 pub use options::{CaFiles, Protocol, ServerOptions};
 pub use report::{Case, Found, Outcome, Report};
 pub use server::probe_server;

@@ -50,11 +50,11 @@ pub async fn probe_server(options: &ServerOptions, now: UnixTime) -> Result<Repo
     let target = Target { options, dialer, now, id };
     let mut report = Report::new(options.target.clone());
     // One connection first: is anybody there at all?
-    drop(
-        target.dialer.tcp(&options.target).await.map_err(|why| {
-            Finding::new(Code::UpstreamUnreachable, why).at(options.target.clone())
-        })?,
-    );
+    drop(target.dialer.tcp(&options.target).await.map_err(|why| {
+        Finding::new(Code::UpstreamUnreachable, why)
+            .at(options.target.clone())
+            .hint("check the name and the port, and that something listens there")
+    })?);
     let first = target.attempt(None, &[], None).await;
     if first.chain.is_empty() {
         target.plaintext(&mut report, None).await;
@@ -63,6 +63,8 @@ pub async fn probe_server(options: &ServerOptions, now: UnixTime) -> Result<Repo
                 .at(options.target.clone())
                 .hint("say with --protocol how TLS begins there (postgres, mysql, smtp)"));
         }
+        report.case("protocol/tls", Outcome::Refused, first.asked.evidence);
+        report.not_tried.push("all that needs TLS: the port does not speak it".into());
         report.connections = target.dialer.made();
         return Ok(report.finished());
     }
@@ -79,6 +81,10 @@ pub async fn probe_server(options: &ServerOptions, now: UnixTime) -> Result<Repo
         report.expect_strict();
     }
     report.connections = target.dialer.made();
+    if target.dialer.is_exhausted() {
+        let what = "what comes after the last connection: raise --max-connections";
+        report.not_tried.push(what.into());
+    }
     Ok(report.finished())
 }
 

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use countersign_findings::{Code, Finding, Severity};
-use countersign_identity::SpiffeId;
-use countersign_keys::{read_bounded, read_private_key};
+use countersign_identity::{PrivateKeyDer, SpiffeId};
+use countersign_keys::{Signer, read_bounded, read_private_key};
 use countersign_probe::{
-    CaFiles, ClientOptions, ClientProbe, Driver, Outcome, Protocol, Report, ServerOptions,
+    CaFiles, ClientOptions, ClientProbe, Driver, Ended, Outcome, Protocol, Report, ServerOptions,
     probe_server,
 };
 use countersign_tls::current_time;
 use countersign_tls::probe::ProbeIdentity;
 use countersign_x509::pem;
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 
 use super::{Global, invalid, parse_duration};
@@ -76,7 +77,8 @@ pub(crate) struct ProbeCommand {
     #[arg(value_name = "HOST:PORT", required_unless_present = "listen")]
     target: Option<String>,
     /// Probe a client instead: listen here, and show it other certificates each time it connects
-    #[arg(long, value_name = "ADDR", conflicts_with_all = ["target", "also", "protocol"], requires = "ca_cert")]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address, requires = "ca_cert",
+        conflicts_with_all = ["target", "also", "protocol", "cert", "other_cert", "revoked_cert", "bundle", "server_id", "path", "max_connections"])]
     listen: Option<SocketAddr>,
     /// What is spoken, and how TLS begins
     #[arg(long, value_enum, default_value_t)]
@@ -162,26 +164,49 @@ fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, Finding> {
     })
 }
 
+/// `ADDR:PORT`, `localhost:PORT` or `PORT`.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let numeric = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None if text.parse::<u16>().is_ok() => format!("127.0.0.1:{text}"),
+        None => text.to_owned(),
+    };
+    numeric.parse().map_err(|_| "write for example 127.0.0.1:9443, or 9443".to_owned())
+}
+
+/// A key with its certificate; the two must belong together.
+fn pair(cert: &Path, key: &Path) -> Result<(Vec<Vec<u8>>, PrivateKeyDer), Finding> {
+    let chain = certificates(cert)?;
+    let private = read_private_key(key).map_err(|e| e.finding())?;
+    let leaf = chain.first().and_then(|c| countersign_x509::CertInfo::parse(c).ok());
+    if leaf.is_some_and(|l| l.spki_der != private.public_key_spki()) {
+        let text = format!("`{}` is not the key of `{}`", key.display(), cert.display());
+        return Err(Finding::new(Code::KeyCertificateMismatch, text)
+            .hint("give the key that was made for the first certificate of that file"));
+    }
+    Ok((chain, private.pkcs8().clone()))
+}
+
 fn identity(
     cert: Option<&PathBuf>,
     key: Option<&PathBuf>,
 ) -> Result<Option<ProbeIdentity>, Finding> {
     let (Some(cert), Some(key)) = (cert, key) else { return Ok(None) };
-    let key = read_private_key(key).map_err(|e| e.finding())?;
-    Ok(Some(ProbeIdentity { chain: certificates(cert)?, key: key.pkcs8().clone() }))
+    let (chain, key) = pair(cert, key)?;
+    Ok(Some(ProbeIdentity { chain, key }))
 }
 
 impl ProbeCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<ExitCode, Finding> {
         let ca = match (&self.ca_cert, &self.ca_key) {
             (Some(cert), Some(key)) => {
-                let key = read_private_key(key).map_err(|e| e.finding())?;
-                Some(CaFiles { certificates: certificates(cert)?, key: key.pkcs8().clone() })
+                let (certificates, key) = pair(cert, key)?;
+                Some(CaFiles { certificates, key })
             }
             _ => None,
         };
         let report = match (self.listen, ca) {
-            (Some(address), Some(ca)) => self.client(address, ca, global).await?,
+            (Some(address), Some(ca)) => self.client(address, ca).await?,
             (_, ca) => self.server(ca).await?,
         };
         print(&report, global)?;
@@ -200,7 +225,8 @@ impl ProbeCommand {
         for address in std::iter::once(&target).chain(&self.also) {
             let port = address.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
             if !matches!(port, Some(Ok(1..))) {
-                return Err(invalid(format!("`{address}` is not HOST:PORT")));
+                return Err(invalid(format!("`{address}` is not HOST:PORT"))
+                    .hint("write for example api.corp.test:8443"));
             }
         }
         if !self.path.starts_with('/') || self.path.bytes().any(|b| b <= b' ' || b >= 0x7f) {
@@ -233,12 +259,7 @@ impl ProbeCommand {
         probe_server(&options, current_time()).await
     }
 
-    async fn client(
-        &self,
-        address: SocketAddr,
-        ca: CaFiles,
-        global: &Global,
-    ) -> Result<Report, Finding> {
+    async fn client(&self, address: SocketAddr, ca: CaFiles) -> Result<Report, Finding> {
         let options = ClientOptions {
             ca,
             name: self.server_name.clone().unwrap_or_else(|| "localhost".into()),
@@ -254,12 +275,12 @@ impl ProbeCommand {
         };
         let probe = ClientProbe::listen(address, options, current_time()).await?;
         let address = probe.address()?;
-        if by_hand && global.output == Format::Table {
-            output::note(&format!(
-                "listening on {address}; let the client connect once for each line"
-            ));
+        if by_hand {
+            let text = format!("listening on {address}; let the client connect once for each line");
+            output::note(&text);
         }
-        let mut driver = Runner { command: self.command.clone(), address, child: None };
+        let mut driver =
+            Runner { command: self.command.clone(), address, child: None, group: None };
         probe.run(&mut driver).await
     }
 }
@@ -268,8 +289,13 @@ impl ProbeCommand {
 struct Runner {
     command: Vec<String>,
     address: SocketAddr,
-    child: Option<Child>,
+    child: Option<(Child, tokio::task::JoinHandle<String>)>,
+    /// The process group of the child.
+    group: Option<i32>,
 }
+
+/// As much of what a command says in the end as is told.
+const LAST_WORDS: usize = 200;
 
 impl Driver for Runner {
     async fn connect(&mut self, case: &str) -> Result<(), Finding> {
@@ -284,24 +310,62 @@ impl Driver for Runner {
             .stdin(Stdio::null())
             // What it prints is of no interest, and would mix with ours.
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
+            // What it starts in turn must not connect to the next certificate.
+            .process_group(0)
             .kill_on_drop(true);
-        let child = command.spawn().map_err(|e| {
+        let mut child = command.spawn().map_err(|e| {
             Finding::new(Code::FileUnreadable, format!("cannot start `{program}`: {e}"))
         })?;
-        self.child = Some(child);
+        self.group = child.id().and_then(|id| i32::try_from(id).ok());
+        let stderr = child.stderr.take();
+        let said = tokio::spawn(async move {
+            let mut last = Vec::new();
+            let mut buf = [0; 4096];
+            if let Some(mut stderr) = stderr {
+                while let Ok(n @ 1..) = stderr.read(&mut buf).await {
+                    last.extend_from_slice(&buf[..n]);
+                    let too_much = last.len().saturating_sub(4096);
+                    last.drain(..too_much);
+                }
+            }
+            let text = String::from_utf8_lossy(&last).into_owned();
+            let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+            line.trim().chars().filter(|c| !c.is_control()).take(LAST_WORDS).collect()
+        });
+        self.child = Some((child, said));
         Ok(())
     }
 
-    async fn done(&mut self) -> Option<bool> {
-        let mut child = self.child.take()?;
-        match tokio::time::timeout(Duration::from_secs(2), child.wait()).await {
-            Ok(Ok(status)) => Some(status.success()),
-            _ => {
-                let _ = child.kill().await;
-                None
-            }
+    async fn ended(&mut self) -> Ended {
+        let Some((child, said)) = &mut self.child else { return std::future::pending().await };
+        let status = child.wait().await;
+        let said = tokio::time::timeout(Duration::from_millis(200), said).await;
+        let said = said.ok().and_then(Result::ok).filter(|s| !s.is_empty());
+        let how = match &status {
+            Ok(status) => format!("ended with {status}"),
+            Err(e) => e.to_string(),
+        };
+        let how = match said {
+            Some(said) => format!("{how}: `{said}`"),
+            None => how,
+        };
+        Ended { well: status.is_ok_and(|s| s.success()), how }
+    }
+
+    fn tells(&self) -> bool {
+        !self.command.is_empty()
+    }
+
+    async fn stop(&mut self) {
+        let Some((mut child, said)) = self.child.take() else { return };
+        said.abort();
+        // The group lives on while one of its processes does, so its number is not another's by now; where none
+        // is left this fails, which is as well.
+        if let Some(pid) = self.group.take().and_then(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }
+        let _ = child.kill().await;
     }
 }
 

@@ -57,17 +57,18 @@ impl Target<'_> {
         }
         self.chain(report, &parsed, &who);
         self.identity(report, leaf, &who);
-        let outcome = match report.findings.len() == found {
-            true => Outcome::Accepted,
-            false => Outcome::Unclear,
-        };
-        let what = format!(
-            "{who}, issued by `{}`, until {}, {} certificates sent",
+        let wrong: Vec<&str> = report.findings[found..].iter().map(|f| f.rule).collect();
+        let mut what = format!(
+            "{who}, issued by `{}`, until {}, certificates sent: {}",
             leaf.issuer,
             leaf.not_after,
             chain.len()
         );
-        report.case("server/certificate", outcome, what);
+        if !wrong.is_empty() {
+            what.push_str(&format!("; but {}", wrong.join(", ")));
+        }
+        // It was looked at; what is wrong with it is a finding.
+        report.case("server/certificate", Outcome::Accepted, what);
     }
 
     /// From the leaf by the certificates that were sent to one of the roots.

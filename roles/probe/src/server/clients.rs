@@ -62,7 +62,10 @@ impl Target<'_> {
             // A refusal of everybody proves nothing about anybody.
             let unproven = !works && *case != "right" && *outcome != Outcome::Accepted;
             let (outcome, evidence) = match unproven {
-                true => (Outcome::Unclear, format!("{evidence}; but the right one is refused too")),
+                true => (
+                    Outcome::Unclear,
+                    format!("{evidence}; but the right one is refused too (--id, --cert)"),
+                ),
                 false => (*outcome, evidence.clone()),
             };
             if outcome == Outcome::Accepted
@@ -133,7 +136,8 @@ impl Target<'_> {
             ] {
                 out.push((case, ca.issue(&story(flaw))?));
             }
-            if o.right.is_none() && o.id.is_some() {
+            // Without --id it is somebody's: if the server minds who calls, all is unclear, and says why.
+            if o.right.is_none() {
                 out.push(("right", ca.issue(&story(Flaw::None))?));
             }
             if o.other.is_none()

@@ -94,9 +94,7 @@ fn judged(answer: &Result<Answer, String>, wanted: impl Fn(u16, u16) -> bool) ->
             let what = format!("chooses version {version:#06x}, suite {suite:#06x} instead");
             (Outcome::Refused, what)
         }
-        Ok(Answer::Alert(alert)) => {
-            (Outcome::Refused, format!("TLS alert {alert} ({})", alert_name(*alert)))
-        }
+        Ok(Answer::Alert(alert)) => (Outcome::Refused, format!("TLS alert {}", alert_name(*alert))),
         Ok(Answer::Incomplete | Answer::Other) => (Outcome::Refused, "closes".into()),
     }
 }

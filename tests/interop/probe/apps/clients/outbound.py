@@ -1,5 +1,5 @@
-"""`countersign proxy outbound` as a client: outbound.py BINARY FOLDER PEER-ID: starts it for one request, and ends it. Exit
-0 if the server was believed and has answered."""
+"""`countersign proxy outbound` as a client: outbound.py BINARY FOLDER PEER-ID: starts it for one request, and ends it.
+Exit 0 if the server was believed and has answered."""
 
 import os
 import socket
@@ -13,7 +13,8 @@ with socket.socket() as s:
     port = s.getsockname()[1]
 proxy = subprocess.Popen(
     [binary, "proxy", "outbound", "--listen", f"127.0.0.1:{port}", "--upstream", os.environ["COUNTERSIGN_PROBE_ADDR"],
-     "--peer-id", peer, "--cert", f"{folder}/client.pem", "--key", f"{folder}/client.key", "--bundle", f"{folder}/ca.pem"],
+     "--peer-id", peer, "--cert", f"{folder}/client.pem", "--key", f"{folder}/client.key",
+     "--bundle", f"{folder}/ca.pem"],
     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 answer = b""
 try:
