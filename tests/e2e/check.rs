@@ -3,6 +3,9 @@
 use std::io::Write;
 use std::net::TcpListener;
 
+use countersign_testkit::{Story, TestCa, TestIdentity, raw_tls};
+use countersign_tls::current_time;
+use countersign_x509::pem;
 use serde_json::Value;
 
 use crate::kit::{Home, application, eventually, free_port};
@@ -92,4 +95,57 @@ fn check_tells_what_runs_and_what_does_not() {
     up.kill_9();
     let (exit, _) = check(&home, &["--wait", "1s"]);
     assert_eq!(exit, 4);
+}
+
+/// A server that presents `identity`, until the test ends.
+fn present(identity: TestIdentity) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let acceptor = raw_tls::web_server(&identity);
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = acceptor.accept(stream).await;
+            }
+        });
+    });
+    address
+}
+
+#[test]
+fn each_symptom_of_a_port_has_its_name_and_its_fix() {
+    let home = Home::new();
+    let now = current_time();
+    let ca = TestCa::new("corp.test", now);
+    let bundle = home.path("bundle.pem");
+    std::fs::write(&bundle, pem::encode("CERTIFICATE", &ca.root)).unwrap();
+    let bundle = bundle.to_str().unwrap();
+    let stranger = TestCa::new("corp.test", now);
+    let self_signed =
+        TestIdentity { chain: vec![stranger.root.clone()], key: stranger.root_key.pkcs8().clone() };
+    for (what, identity, code) in [
+        ("good", ca.story(Story::Good, "/api"), None),
+        ("expired", ca.story(Story::Expired, "/api"), Some("CS1001")),
+        ("clock skew", ca.story(Story::NotYetValid, "/api"), Some("CS1002")),
+        ("unknown authority", self_signed, Some("CS1003")),
+        ("an authority of the same name", ca.story(Story::WrongCa, "/api"), Some("CS1003")),
+        ("missing intermediate", ca.story(Story::MissingIntermediate, "/api"), Some("CS1004")),
+        ("CA as leaf", ca.story(Story::CaAsLeaf, "/api"), Some("CS1009")),
+    ] {
+        let address = present(identity);
+        let out = home.run(&["check", "--short", "--listener", &address, bundle]);
+        let text = String::from_utf8(out.stdout).unwrap();
+        let Some(code) = code else {
+            assert_eq!(out.status.code(), Some(0), "{what}: {text}");
+            continue;
+        };
+        assert_eq!(out.status.code(), Some(10), "{what}: {text}");
+        // The first thing that is said, below the title of the group.
+        let first = text.lines().find(|l| l.starts_with("FAIL")).unwrap();
+        assert!(first.contains(&format!("[{code}]")), "{what}: {text}");
+        assert!(text.contains("hint: "), "{what}: {text}");
+    }
 }

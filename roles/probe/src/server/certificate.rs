@@ -2,7 +2,7 @@
 
 use countersign_findings::Severity;
 use countersign_identity::SpiffeId;
-use countersign_x509::CertInfo;
+use countersign_x509::{CertInfo, ChainCause, chain_closes};
 
 use super::Target;
 use crate::report::{Outcome, Report};
@@ -55,7 +55,7 @@ impl Target<'_> {
             let what = format!("{who}: key {}, signature {signature}", leaf.key_type);
             report.found("weak-cert/live-weak-signature", what);
         }
-        self.chain(report, &parsed, &who);
+        self.chain(report, chain, &who);
         self.identity(report, leaf, &who);
         let wrong: Vec<&str> = report.findings[found..].iter().map(|f| f.rule).collect();
         let mut what = format!(
@@ -72,30 +72,18 @@ impl Target<'_> {
     }
 
     /// From the leaf by the certificates that were sent to one of the roots.
-    fn chain(&self, report: &mut Report, sent: &[CertInfo], who: &str) {
+    fn chain(&self, report: &mut Report, chain: &[Vec<u8>], who: &str) {
         if self.options.roots.is_empty() {
             report.not_tried.push("server/chain: give --bundle".into());
             return;
         }
-        let roots: Vec<CertInfo> =
-            self.options.roots.iter().filter_map(|r| CertInfo::parse(r).ok()).collect();
-        let mut last = &sent[0];
-        for _ in 0..=sent.len() {
-            if roots.iter().any(|r| last.may_be_issued_by(r) || r.sha256 == last.sha256) {
-                return;
+        match chain_closes(chain, &self.options.roots, self.now) {
+            Ok(()) => {}
+            Err(ChainCause::MissingIntermediate { issuer }) => {
+                let what = format!("{who}: `{issuer}` was not sent, and is no root");
+                report.found("weak-cert/live-incomplete-chain", what);
             }
-            match sent[1..].iter().find(|c| last.may_be_issued_by(c) && c.sha256 != last.sha256) {
-                Some(next) => last = next,
-                None => break,
-            }
-        }
-        // A chain that ends in itself is of somebody else; one that ends in the air lacks something.
-        if last.subject_der == last.issuer_der {
-            let what = format!("{who}: ends at `{}`", last.subject);
-            report.found("weak-cert/live-untrusted", what);
-        } else {
-            let what = format!("{who}: `{}` was not sent, and is no root", last.issuer);
-            report.found("weak-cert/live-incomplete-chain", what);
+            Err(cause) => report.found("weak-cert/live-untrusted", format!("{who}: {cause}")),
         }
     }
 

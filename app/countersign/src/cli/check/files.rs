@@ -18,8 +18,8 @@ pub(super) fn check(
     report: &mut Report,
     paths: &[PathBuf],
     now: UnixTime,
-) -> Result<Vec<CertInfo>, Finding> {
-    let mut chains: Vec<(String, Vec<CertInfo>)> = Vec::new();
+) -> Result<Vec<Vec<u8>>, Finding> {
+    let mut chains: Vec<Chain> = Vec::new();
     let mut keys: Vec<&PathBuf> = Vec::new();
     let mut policies: Vec<PathBuf> = Vec::new();
     for path in paths {
@@ -35,32 +35,34 @@ pub(super) fn check(
         if blocks.iter().any(|b| b.label.ends_with("PRIVATE KEY")) {
             keys.push(path);
         }
-        let mut chain = Vec::new();
-        for block in blocks.iter().filter(|b| b.label == "CERTIFICATE") {
-            chain.push(CertInfo::parse(&block.der).map_err(|e| {
-                let place = format!("{place}:{}", block.line);
+        let mut chain = Chain { place, infos: Vec::new(), ders: Vec::new() };
+        for block in blocks.into_iter().filter(|b| b.label == "CERTIFICATE") {
+            chain.infos.push(CertInfo::parse(&block.der).map_err(|e| {
+                let place = format!("{}:{}", chain.place, block.line);
                 Finding::new(Code::MalformedCertificate, e.to_string()).at(place)
             })?);
+            chain.ders.push(block.der);
         }
-        if !chain.is_empty() {
-            chains.push((place, chain));
+        if !chain.infos.is_empty() {
+            chains.push(chain);
         }
     }
     // A file of nothing but roots is a bundle.
     let is_root = |c: &CertInfo| c.is_ca && c.is_self_issued();
-    let roots: Vec<CertInfo> =
-        chains.iter().flat_map(|(_, c)| c).filter(|c| is_root(c)).cloned().collect();
-    for (place, chain) in &chains {
-        let bundle = chain.iter().all(is_root);
+    let both = |c: &Chain| c.infos.iter().cloned().zip(c.ders.iter().cloned()).collect::<Vec<_>>();
+    let all = chains.iter().flat_map(both);
+    let roots: Vec<Vec<u8>> = all.filter(|(c, _)| is_root(c)).map(|(_, der)| der).collect();
+    for Chain { place, infos, ders } in &chains {
+        let bundle = infos.iter().all(is_root);
         let category = report.category(if bundle { "trust anchors" } else { "certificates" });
         if bundle {
-            for root in chain {
+            for root in infos {
                 let what = format!("{place}: `{}`", root.display_name());
                 let life = (root.not_before, root.not_after);
                 super::certificates::check(category, &what, life, now, Code::AuthorityExpiring);
             }
         } else {
-            judge(category, place, chain, &roots, now);
+            judge(category, place, ders, &roots, now);
         }
     }
     together(report, &chains, now);
@@ -74,11 +76,18 @@ pub(super) fn check(
     Ok(roots)
 }
 
+/// The certificates of one file.
+struct Chain {
+    place: String,
+    infos: Vec<CertInfo>,
+    ders: Vec<Vec<u8>>,
+}
+
 fn is_yaml(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "yaml" || e == "yml")
 }
 
-fn key(report: &mut Report, path: &Path, chains: &[(String, Vec<CertInfo>)]) {
+fn key(report: &mut Report, path: &Path, chains: &[Chain]) {
     let place = path.display().to_string();
     let category = report.category("keys");
     let key = match read_private_key(path) {
@@ -86,8 +95,10 @@ fn key(report: &mut Report, path: &Path, chains: &[(String, Vec<CertInfo>)]) {
         Err(e) => return category.fail(format!("{place} can be used"), &e.finding()),
     };
     category.ok(format!("{place} is readable by its owner alone"));
-    let leaves: Vec<(&String, &CertInfo)> =
-        chains.iter().filter_map(|(p, c)| Some((p, c.first().filter(|l| !l.is_ca)?))).collect();
+    let leaves: Vec<(&String, &CertInfo)> = chains
+        .iter()
+        .filter_map(|c| Some((&c.place, c.infos.first().filter(|l| !l.is_ca)?)))
+        .collect();
     if leaves.is_empty() {
         return;
     }
@@ -103,10 +114,10 @@ fn key(report: &mut Report, path: &Path, chains: &[(String, Vec<CertInfo>)]) {
 }
 
 /// Certificates of several services that end in the same hour take them all down at once.
-fn together(report: &mut Report, chains: &[(String, Vec<CertInfo>)], now: UnixTime) {
+fn together(report: &mut Report, chains: &[Chain], now: UnixTime) {
     let mut by_hour: HashMap<i64, usize> = HashMap::new();
-    for (_, chain) in chains {
-        if let Some(leaf) = chain.first().filter(|l| !l.is_ca && l.not_after > now) {
+    for chain in chains {
+        if let Some(leaf) = chain.infos.first().filter(|l| !l.is_ca && l.not_after > now) {
             *by_hour.entry(leaf.not_after.secs() / 3600).or_default() += 1;
         }
     }

@@ -28,7 +28,7 @@ const RECORDS: u32 = 10_000;
 const SYNC_LATE: u64 = 60;
 
 /// Checks server and agent. Gives the roots.
-pub(super) async fn check(report: &mut Report, data_dir: &Path, now: UnixTime) -> Vec<CertInfo> {
+pub(super) async fn check(report: &mut Report, data_dir: &Path, now: UnixTime) -> Vec<Vec<u8>> {
     let server = Server::new(data_dir);
     let agent = Agent::new(paths::agent_socket(data_dir));
     let info = server.admin().info(own::InfoRequest {}).await;
@@ -59,22 +59,20 @@ pub(super) async fn check(report: &mut Report, data_dir: &Path, now: UnixTime) -
     roots
 }
 
-async fn anchors(report: &mut Report, server: &Server, now: UnixTime) -> Vec<CertInfo> {
+async fn anchors(report: &mut Report, server: &Server, now: UnixTime) -> Vec<Vec<u8>> {
     let category = report.category("trust anchors");
     let bundle = match server.bundles().get_bundle(GetBundleRequest::default()).await {
         Ok(bundle) => convert::bundle(bundle.get_ref()),
         Err(s) => Err(server.refused(&s)),
     };
-    let roots: Vec<CertInfo> = match bundle {
-        Ok(bundle) => {
-            bundle.x509_authorities.iter().filter_map(|a| CertInfo::parse(&a.der).ok()).collect()
-        }
+    let roots: Vec<Vec<u8>> = match bundle {
+        Ok(bundle) => bundle.x509_authorities.into_iter().map(|a| a.der).collect(),
         Err(e) => {
             category.fail("the trust bundle can be read", &e);
             Vec::new()
         }
     };
-    for root in &roots {
+    for root in roots.iter().filter_map(|der| CertInfo::parse(der).ok()) {
         let what = format!("root `{}`", root.display_name());
         let life = (root.not_before, root.not_after);
         certificates::check(category, &what, life, now, Code::AuthorityExpiring);
