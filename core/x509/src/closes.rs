@@ -38,9 +38,12 @@ pub fn chain_closes(chain: &[Vec<u8>], roots: &[Vec<u8>], now: UnixTime) -> Resu
         false
     };
     if !reached {
-        return Err(match last.is_self_issued() {
-            true => ChainCause::UnknownAuthority { issuer: last.subject.clone() },
-            false => ChainCause::MissingIntermediate { issuer: last.issuer.clone() },
+        // Another authority of a root's name is not one that is missing.
+        let namesake = known.iter().any(|r| r.subject_der == last.issuer_der);
+        let issuer = last.issuer.clone();
+        return Err(match namesake || last.is_self_issued() {
+            true => ChainCause::UnknownAuthority { issuer },
+            false => ChainCause::MissingIntermediate { issuer },
         });
     }
     // A root of that name is known; has it signed?
