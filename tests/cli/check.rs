@@ -90,7 +90,7 @@ fn each_symptom_has_its_name() {
     let good = chain(&home, "good.pem", &ca.issue("/web").chain);
     let foreign = chain(&home, "foreign.pem", std::slice::from_ref(&other.root));
     let (_, bad) = check(&home, &[&good, &foreign]);
-    assert_eq!(bad[0].1, "CS1004", "its root is not there: {bad:?}");
+    assert_eq!(bad[0].1, "CS1003", "a root of that name, and another key: {bad:?}");
     // A key of another certificate, and one that everybody can read.
     let strange = ca.issue("/other");
     let key = write(&home, "key.pem", &[("PRIVATE KEY", strange.key.expose_pkcs8())]);

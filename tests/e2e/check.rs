@@ -149,3 +149,38 @@ fn each_symptom_of_a_port_has_its_name_and_its_fix() {
         assert!(text.contains("hint: "), "{what}: {text}");
     }
 }
+
+#[test]
+fn why_an_identity_is_there_or_is_not() {
+    let home = Home::new();
+    home.ok(&["init", "--trust-domain", "corp.test"]);
+    let (_up, _) = home.start(&["up", "--listen", "127.0.0.1:0"]);
+    let why = |id: &str| {
+        let out = home.run(&["why", id, "-o", "json"]);
+        let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+        (out.status.code().unwrap(), bad(&report))
+    };
+    assert_eq!(
+        why("/ns/shop/sa/api"),
+        (10, vec!["error CS4007".into(), "error CS4001".into(), "warning CS4001".into()])
+    );
+    let arg = format!("127.0.0.1:{}={}", free_port(), application());
+    let run = ["run", "--id", "/ns/shop/sa/api", "--inbound", &arg, "--", "sleep", "60"];
+    let _api = home.spawn(&run, "log-api");
+    eventually("it is all there", || {
+        (why("spiffe://corp.test/ns/shop/sa/api") == (0, Vec::new())).then_some(())
+    });
+    home.ok(&[
+        "entry",
+        "create",
+        "--spiffe-id",
+        "/db",
+        "--selector",
+        "unix:uid:1",
+        "--parent-id",
+        "spiffe://corp.test/nobody",
+    ]);
+    let (exit, found) = why("/db");
+    assert_eq!(exit, 10);
+    assert_eq!(found[0], "error CS4004", "nobody hands it out: {found:?}");
+}

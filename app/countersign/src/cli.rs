@@ -111,7 +111,7 @@ enum Command {
     Apply(apply::Apply),
     /// Answer Envoy's external authorization (ext_authz) by policies
     ExtAuthz(ext_authz::ExtAuthzCommand),
-    /// Say what an error of TLS means, whoever wrote it
+    /// Say what an error of TLS means, whoever wrote it; or why a workload has its identity, or has not
     Why(why::Why),
     /// Find out what a live endpoint, or a client, really accepts
     Probe(Box<probe::ProbeCommand>),
@@ -177,7 +177,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             Command::Entry(c) => c.run(&global).await,
             Command::Apply(c) => c.run(&global).await,
             Command::ExtAuthz(c) => c.run(&global).await,
-            Command::Why(c) => c.run(&global),
+            Command::Why(c) => c.run(&global).await,
             Command::Probe(c) => c.run(&global).await,
             Command::Review(c) => c.run(&global),
             Command::Policy(c) => c.run(&global).await,

@@ -1,10 +1,10 @@
 //! `countersign check`.
 
-mod certificates;
+pub(super) mod certificates;
 mod files;
 mod listeners;
-mod live;
-mod report;
+pub(super) mod live;
+pub(super) mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

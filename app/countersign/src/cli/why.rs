@@ -1,5 +1,7 @@
 //! `countersign why`.
 
+mod identity;
+
 use std::io::Read;
 use std::process::ExitCode;
 
@@ -17,19 +19,27 @@ const EXAMPLES: &str = "\
 Examples:
   countersign why 'x509: certificate signed by unknown authority'
   curl https://api:8443/ 2>&1 | countersign why -
-  kubectl logs deploy/api | grep -i tls | countersign why -";
+  kubectl logs deploy/api | grep -i tls | countersign why -
+  countersign why /ns/shop/sa/web                   why a workload has this identity, or has not";
 
-/// Say what an error of TLS means, whoever wrote it: OpenSSL, Go, Java, Envoy, rustls, Node, .NET, nginx.
+/// Say what an error of TLS means, whoever wrote it: OpenSSL, Go, Java, Envoy, rustls, Node, .NET, nginx; or why a workload
+/// has its identity, or has not.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Why {
-    /// The error, as it was printed; `-` reads it from standard input
-    #[arg(required = true, value_name = "ERROR")]
+    /// The error, as it was printed; `-` reads it from standard input. Or a SPIFFE ID, or its path
+    #[arg(required = true, value_name = "ERROR|ID")]
     error: Vec<String>,
 }
 
 impl Why {
-    pub(crate) fn run(self, global: &Global) -> Result<ExitCode, Finding> {
+    pub(crate) async fn run(self, global: &Global) -> Result<ExitCode, Finding> {
+        if let [only] = self.error.as_slice()
+            && (only.starts_with("spiffe://") || only.starts_with('/'))
+            && !only.contains(char::is_whitespace)
+        {
+            return identity::run(only, global).await;
+        }
         let text = match self.error.as_slice() {
             [only] if only == "-" => {
                 let mut bytes = Vec::new();

@@ -9,7 +9,7 @@ const DAY: u64 = 86_400;
 
 /// What a rest of life means: days for what lives long and is renewed by people, a part of the whole for what a
 /// machine renews at half of it.
-pub(super) fn verdict(not_before: UnixTime, not_after: UnixTime, now: UnixTime) -> Verdict {
+pub(in crate::cli) fn verdict(not_before: UnixTime, not_after: UnixTime, now: UnixTime) -> Verdict {
     let life = not_after.since(not_before).as_secs();
     let left = not_after.since(now).as_secs();
     if now > not_after {
@@ -32,7 +32,7 @@ pub(super) fn verdict(not_before: UnixTime, not_after: UnixTime, now: UnixTime) 
 }
 
 /// `3 d`, `5 h`, `12 min`, `40 s`.
-pub(super) fn span(secs: u64) -> String {
+pub(in crate::cli) fn span(secs: u64) -> String {
     match secs {
         DAY.. => format!("{} d", secs / DAY),
         3600.. => format!("{} h", secs / 3600),
@@ -42,7 +42,7 @@ pub(super) fn span(secs: u64) -> String {
 }
 
 /// Judges one certificate or authority by its time.
-pub(super) fn check(
+pub(in crate::cli) fn check(
     category: &mut Category,
     what: &str,
     (not_before, not_after): (UnixTime, UnixTime),

@@ -181,28 +181,11 @@ async fn entries(report: &mut Report, server: &Server, now: UnixTime) {
         Ok(entries) => entries,
         Err(e) => return report.category("entries").fail("entries can be listed", &e),
     };
-    let mut agents: Vec<types::Agent> = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = ListAgentsRequest { page_size: 500, page_token, ..Default::default() };
-        match server.agents().list_agents(request).await {
-            Ok(answer) => {
-                let answer = answer.into_inner();
-                agents.extend(answer.agents);
-                page_token = answer.next_page_token;
-                if page_token.is_empty() {
-                    break;
-                }
-            }
-            Err(s) => {
-                let finding = server.refused(&s);
-                return report.category("entries").fail("agents can be listed", &finding);
-            }
-        }
-    }
-    let id = |id: &Option<types::Spiffeid>| {
-        id.as_ref().map(|i| format!("spiffe://{}{}", i.trust_domain, i.path)).unwrap_or_default()
+    let agents = match agents(server).await {
+        Ok(agents) => agents,
+        Err(e) => return report.category("entries").fail("agents can be listed", &e),
     };
+    let id = |id: &Option<types::Spiffeid>| id_of(id.as_ref());
     let category = report.category("agents");
     for a in agents.iter().filter(|a| !a.banned && a.x509svid_expires_at < now.secs()) {
         let ago = span(now.since(UnixTime::from_secs(a.x509svid_expires_at)).as_secs());
@@ -303,4 +286,25 @@ fn proxies(report: &mut Report, s: &StatusResponse, policies: Option<u64>) {
             category.ok(format!("{description}, generation {}", p.generation));
         }
     }
+}
+
+/// Every agent that the server knows.
+pub(in crate::cli) async fn agents(server: &Server) -> Result<Vec<types::Agent>, Finding> {
+    let mut agents = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = ListAgentsRequest { page_size: 500, page_token, ..Default::default() };
+        let answer = server.agents().list_agents(request).await;
+        let answer = answer.map_err(|s| server.refused(&s))?.into_inner();
+        agents.extend(answer.agents);
+        page_token = answer.next_page_token;
+        if page_token.is_empty() {
+            return Ok(agents);
+        }
+    }
+}
+
+/// As it is written; empty for none.
+pub(in crate::cli) fn id_of(id: Option<&types::Spiffeid>) -> String {
+    id.map(|i| format!("spiffe://{}{}", i.trust_domain, i.path)).unwrap_or_default()
 }

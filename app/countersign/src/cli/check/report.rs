@@ -8,7 +8,7 @@ use crate::output;
 /// How a check ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Verdict {
+pub(in crate::cli) enum Verdict {
     #[default]
     Success,
     Warning,
@@ -17,7 +17,7 @@ pub(super) enum Verdict {
 
 /// One check.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Check {
+pub(in crate::cli) struct Check {
     description: String,
     result: Verdict,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -30,7 +30,7 @@ pub(super) struct Check {
 
 /// Checks of one part.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Category {
+pub(in crate::cli) struct Category {
     #[serde(rename = "categoryName")]
     name: String,
     checks: Vec<Check>,
@@ -38,10 +38,10 @@ pub(super) struct Category {
 
 /// Everything.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Report {
+pub(in crate::cli) struct Report {
     categories: Vec<Category>,
     /// Neither server nor agent answered, and nothing else was asked for.
-    pub(super) reached_nothing: bool,
+    pub(in crate::cli) reached_nothing: bool,
 }
 
 impl Serialize for Report {
@@ -57,7 +57,7 @@ impl Serialize for Report {
 
 impl Report {
     /// The checks of one part; begun anew if it is not there yet.
-    pub(super) fn category(&mut self, name: &str) -> &mut Category {
+    pub(in crate::cli) fn category(&mut self, name: &str) -> &mut Category {
         let at = self.categories.iter().position(|c| c.name == name).unwrap_or_else(|| {
             self.categories.push(Category { name: name.to_owned(), checks: Vec::new() });
             self.categories.len() - 1
@@ -65,16 +65,16 @@ impl Report {
         &mut self.categories[at]
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::cli) fn is_empty(&self) -> bool {
         self.categories.iter().all(|c| c.checks.is_empty())
     }
 
-    pub(super) fn worst(&self) -> Verdict {
+    pub(in crate::cli) fn worst(&self) -> Verdict {
         let all = self.categories.iter().flat_map(|c| &c.checks).map(|c| c.result);
         all.max().unwrap_or_default()
     }
 
-    pub(super) fn print(&self, short: bool) -> Result<(), Finding> {
+    pub(in crate::cli) fn print(&self, short: bool) -> Result<(), Finding> {
         for category in &self.categories {
             let shown: Vec<&Check> =
                 category.checks.iter().filter(|c| !short || c.result != Verdict::Success).collect();
@@ -113,19 +113,19 @@ impl Report {
 }
 
 impl Category {
-    pub(super) fn ok(&mut self, description: impl Into<String>) {
+    pub(in crate::cli) fn ok(&mut self, description: impl Into<String>) {
         self.push(description, Verdict::Success, None, None, None);
     }
 
-    pub(super) fn warn(&mut self, description: impl Into<String>, finding: &Finding) {
+    pub(in crate::cli) fn warn(&mut self, description: impl Into<String>, finding: &Finding) {
         self.with(description, Verdict::Warning, finding);
     }
 
-    pub(super) fn fail(&mut self, description: impl Into<String>, finding: &Finding) {
+    pub(in crate::cli) fn fail(&mut self, description: impl Into<String>, finding: &Finding) {
         self.with(description, Verdict::Error, finding);
     }
 
-    pub(super) fn with(
+    pub(in crate::cli) fn with(
         &mut self,
         description: impl Into<String>,
         result: Verdict,
