@@ -53,6 +53,8 @@ pub struct Request<'a> {
     pub source: Source<'a>,
     /// From where.
     pub source_ip: IpAddr,
+    /// From where originally, as trusted proxies tell.
+    pub remote_ip: IpAddr,
     /// To which address.
     pub destination_ip: IpAddr,
     /// To which port.
@@ -131,7 +133,7 @@ impl<'a> From<&Request<'a>> for Attributes<'a> {
                 Source::Unauthenticated { .. } => None,
             },
             source_ip: Some(r.source_ip),
-            remote_ip: Some(r.source_ip),
+            remote_ip: Some(r.remote_ip),
             destination_ip: Some(r.destination_ip),
             destination_port: Some(r.destination_port),
             sni: r.sni,

@@ -17,16 +17,19 @@ pub struct Mesh {
     pub semantics: Semantics,
     /// How the paths of requests are normalised.
     pub normalization: Normalization,
+    /// Proxies in front that append to X-Forwarded-For and can be believed.
+    pub trusted_hops: u8,
 }
 
 impl Default for Mesh {
-    /// No aliases, `istio-system`, strict.
+    /// No aliases, `istio-system`, strict, no proxy in front.
     fn default() -> Self {
         Self {
             aliases: Vec::new(),
             root_namespace: "istio-system".into(),
             semantics: Semantics::Strict,
             normalization: Normalization::Strict,
+            trusted_hops: 0,
         }
     }
 }

@@ -55,6 +55,7 @@ fn request<'a>(source: Source<'a>, http: Option<HttpRequest<'a>>) -> Request<'a>
     Request {
         source,
         source_ip: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
+        remote_ip: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
         destination_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
         destination_port: 8080,
         sni: None,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use countersign_findings::{Code, Finding};
 use countersign_policy::{
     Authorizer, Decision, Denial, External, HttpRequest, Mode, NoIdentity, Permit, PolicySet,
-    Request, Source, Token, Until,
+    Request, Source, Token, Until, remote_ip,
 };
 use countersign_sys::tune;
 use countersign_telemetry::{ConnectionId, Direction, Security};
@@ -410,6 +410,10 @@ impl Inbound<'_> {
         Request {
             source,
             source_ip: self.from.ip(),
+            remote_ip: match http {
+                Some(h) => remote_ip(self.from.ip(), h.headers, self.shared.mesh.trusted_hops),
+                None => self.from.ip(),
+            },
             destination_ip: self.local.ip(),
             destination_port: self.local.port(),
             sni: self.sni.get().map(String::as_str),

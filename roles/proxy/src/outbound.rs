@@ -193,6 +193,7 @@ impl Outbound<'_> {
         let decision = Authorizer::new(Some(list), Arc::new(nothing)).decide(&Request {
             source: Source::Peer(peer),
             source_ip: self.from.ip(),
+            remote_ip: self.from.ip(),
             destination_ip: listen.ip(),
             destination_port: listen.port(),
             sni: None,

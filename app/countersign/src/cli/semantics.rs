@@ -54,6 +54,9 @@ pub(crate) struct SemanticsFlags {
     /// How paths are normalised [default: strict; base with --compat istio]
     #[arg(long, value_enum)]
     pub(crate) normalization: Option<NormalizationArg>,
+    /// Proxies in front that append to X-Forwarded-For and are believed: `remote.ip` is what the outermost saw
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
+    pub(crate) trusted_hops: u8,
 }
 
 pub(crate) fn trust_domain(name: &str) -> Result<TrustDomain, Finding> {
@@ -72,6 +75,7 @@ impl SemanticsFlags {
                 None if istio => Normalization::Base,
                 None => Normalization::Strict,
             },
+            trusted_hops: self.trusted_hops,
         })
     }
 }

@@ -127,6 +127,7 @@ impl HttpInbound<'_> {
         let decision = Authorizer::new(list, Arc::new(nothing)).decide(&Request {
             source: source_of(self.peer),
             source_ip: self.connection.from.ip(),
+            remote_ip: self.connection.from.ip(),
             destination_ip: self.connection.local.ip(),
             destination_port: self.connection.local.port(),
             sni: None,

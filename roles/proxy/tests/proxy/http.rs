@@ -556,3 +556,28 @@ async fn policy_files_are_watched_and_the_last_good_set_stays() {
     assert!(proxy.metrics.encode().contains("countersign_policy_current 0"));
     assert!(ask(&mut tls, &get("/b"), "URI=").await.starts_with("HTTP/1.1 200"));
 }
+
+#[tokio::test]
+async fn ap_18_the_address_that_trusted_proxies_tell() {
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: office, namespace: default}\n\
+         spec: {rules: [{from: [{source: {remoteIpBlocks: [203.0.113.0/24]}}]}]}\n";
+    for (hops, allowed) in [(0, false), (1, false), (2, true), (3, false)] {
+        let kit = Kit::new();
+        let listener =
+            countersign_proxy::ListenerOptions::Inbound(countersign_proxy::InboundOptions {
+                listen: any(),
+                forward: mirror().await.to_string(),
+                mode: PeerMode::Fixed(Mode::Strict),
+                allow: None,
+                protocol: Protocol::Http,
+            });
+        let mut options = kit.options(vec![listener]);
+        options.policies = vec![("test.yaml".into(), policy.into())];
+        options.mesh.trusted_hops = hops;
+        let proxy = kit.start(options).await.unwrap();
+        let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
+        let get = "GET /a HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.7, 198.51.100.1\r\nConnection: close\r\n\r\n";
+        let got = ask(&mut tls, get, "\u{0}").await;
+        assert_eq!(got.starts_with("HTTP/1.1 200"), allowed, "{hops} hops: {got}");
+    }
+}

@@ -15,7 +15,7 @@ use countersign_keys::read_bounded;
 use countersign_policy::{
     Answer, Attributes, Authenticated, Caller, CertificateFacts, Denial, Document, External,
     HttpRequest, KeyLocation, Labels, MAX_INPUT, Mesh, PolicySet, PublishedKeys, Token,
-    TokenRefused, Verdict, Workload, judged_fields, normalize_as,
+    TokenRefused, Verdict, Workload, judged_fields, normalize_as, remote_ip,
 };
 use countersign_tls::current_time;
 use countersign_x509::{LegacyName, hex};
@@ -211,7 +211,9 @@ impl Preview {
                 _ => None,
             },
             source_ip: request.source.ip,
-            remote_ip: request.source.remote_ip.or(request.source.ip),
+            remote_ip: request.source.remote_ip.or_else(|| {
+                request.source.ip.map(|ip| remote_ip(ip, &headers, self.mesh.trusted_hops))
+            }),
             destination_ip: request.destination.ip,
             destination_port: request.destination.port,
             sni: request.sni.as_deref(),

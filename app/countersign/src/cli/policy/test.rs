@@ -172,6 +172,7 @@ fn run_file(path: &Path, results: &mut Vec<CaseResult>) -> Result<(), Finding> {
         root_namespace: cases.root_namespace,
         compat,
         normalization: None,
+        trusted_hops: 0,
     };
     let flags = MeshFlags { trust_domain: cases.trust_domain, semantics, issuer_keys: Vec::new() };
     let policies: Vec<PathBuf> = cases.policies.iter().map(|p| dir.join(p)).collect();
