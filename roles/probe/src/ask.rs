@@ -112,7 +112,7 @@ pub(crate) async fn ask(
             }
             (Protocol::Tcp, _) => bytes(stream).await,
             (Protocol::Postgres, _) => postgres(stream).await,
-            (Protocol::Mysql, _) => mysql(stream).await,
+            (Protocol::Mysql, _) => mysql(stream, 2).await,
             (Protocol::Smtp, _) => mail(stream).await,
         }
     };
@@ -194,14 +194,15 @@ async fn postgres(mut stream: Box<dyn Io>) -> Asked {
     }
 }
 
-/// A login without a password; the answer is OK, a wish for more, or an error.
-async fn mysql(mut stream: Box<dyn Io>) -> Asked {
+/// A login without a password; the answer is OK, a wish for more, or an error. Packets are numbered: the greeting was
+/// 0, an SSLRequest takes 1.
+pub(crate) async fn mysql(mut stream: Box<dyn Io>, number: u8) -> Asked {
     let mut body = MYSQL_CAPABILITIES.to_le_bytes().to_vec();
     body.extend_from_slice(&(1_u32 << 24).to_le_bytes());
     body.push(33);
     body.extend_from_slice(&[0; 23]);
     body.extend_from_slice(b"countersign\0\0mysql_native_password\0");
-    let mut message = vec![u8::try_from(body.len()).unwrap_or(0), 0, 0, 2];
+    let mut message = vec![u8::try_from(body.len()).unwrap_or(0), 0, 0, number];
     message.extend_from_slice(&body);
     let _ = stream.write_all(&message).await;
     let _ = stream.flush().await;

@@ -60,6 +60,9 @@ def before_tls(s, raw):
         raw.sendall(struct.pack("!II", 8, 80877103))
         if raw.recv(1) != b"S":
             raise ConnectionError("no TLS")
+    elif s.protocol == "mysql":
+        packet(raw)
+        raw.sendall(b"\x20\0\0\1" + (0x88A00).to_bytes(4, "little") + b"\0\0\0\1\x21" + bytes(23))
     elif s.protocol == "smtp":
         reply = lambda: receive(raw, lambda d: re.search(rb"^\d{3} .*\r\n", d, re.MULTILINE))  # noqa: E731
         reply()
@@ -68,6 +71,15 @@ def before_tls(s, raw):
         raw.sendall(b"STARTTLS\r\n")
         if not reply().startswith(b"220"):
             raise ConnectionError("no TLS")
+
+
+def packet(stream):
+    """One of MySQL's; empty if the other end has closed."""
+    head = receive(stream, lambda d: len(d) >= 4)
+    if len(head) < 4:
+        return b""
+    length = int.from_bytes(head[:3], "little")
+    return head[4:] + (receive(stream, lambda d: len(head) - 4 + len(d) >= length) if len(head) - 4 < length else b"")
 
 
 def startup(user="web"):
@@ -87,6 +99,15 @@ def ask(s, stream, headers="", request=None, greet=False):
         stream.sendall(startup())
         answer = receive(stream, lambda d: len(d) > 8)
         good = answer[:1] == b"R" and answer[5:9] == b"\0\0\0\0"
+        return (ACCEPTED if good else BY_APPLICATION if answer else REFUSED), answer.decode("latin-1")
+    if s.protocol == "mysql":
+        number = 1 if greet else 2
+        if greet:
+            packet(stream)
+        login = (0x88200).to_bytes(4, "little") + b"\0\0\0\1\x21" + bytes(23) + b"web\0\0mysql_native_password\0"
+        stream.sendall(len(login).to_bytes(3, "little") + bytes([number]) + login)
+        answer = packet(stream)
+        good = answer[:1] == b"\0"
         return (ACCEPTED if good else BY_APPLICATION if answer else REFUSED), answer.decode("latin-1")
     if s.protocol == "smtp":
         line = lambda: receive(stream, lambda d: re.search(rb"^\d{3} .*\r\n", d, re.MULTILINE))  # noqa: E731
@@ -197,7 +218,7 @@ def hello(s, version, suites):
 
 def s_client(world, s):
     """Whether a certificate is asked for, and the chain that is sent."""
-    start = {"postgres": ["-starttls", "postgres"], "smtp": ["-starttls", "smtp"]}.get(s.protocol, [])
+    start = ["-starttls", s.protocol] if s.protocol in ("postgres", "smtp", "mysql") else []
     out = subprocess.run(
         [world.tools["openssl"], "s_client", "-connect", f"127.0.0.1:{s.port}", "-servername", "localhost",
          "-showcerts", "-msg", *start], input=b"", capture_output=True, timeout=30).stdout

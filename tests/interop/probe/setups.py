@@ -207,7 +207,7 @@ def all_setups():
     for kind in ("node", "go"):
         out[kind] += [Setup(kind, "strict", "grpc", crl=True)]
         out[kind] += [Setup(kind, auth, "grpc", auth=auth) for auth in auths[:4]]
-    for protocol in ("smtp", "tcp"):
+    for protocol in ("smtp", "tcp", "mysql"):
         out["python"] += [
             Setup("python", "strict", protocol, crl=True), Setup("python", "plaintext", protocol, plain="same"),
             *[Setup("python", auth, protocol, auth=auth) for auth in auths[:3]],

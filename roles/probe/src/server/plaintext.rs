@@ -3,8 +3,8 @@
 use countersign_tls::probe::{Offer, ProbeClient};
 
 use super::Target;
-use crate::ask::{Asked, ask};
-use crate::dial::smtp;
+use crate::ask::{Asked, ask, mysql};
+use crate::dial::{mysql_packet, smtp};
 use crate::options::Protocol;
 use crate::report::{Outcome, Report};
 
@@ -61,7 +61,15 @@ impl Target<'_> {
             // Without TLS there is no ALPN, and HTTP/2 by prior knowledge is gRPC's habit only.
             Protocol::Http2 => Protocol::Http,
             Protocol::Mysql => {
-                return Asked::new(Outcome::Unclear, "MySQL's plaintext login is not tried");
+                let login = async {
+                    mysql_packet(&mut stream).await?;
+                    Ok::<_, String>(mysql(Box::new(stream), 1).await)
+                };
+                return match tokio::time::timeout(self.options.timeout, login).await {
+                    Ok(Ok(asked)) => asked,
+                    Ok(Err(how)) => Asked::new(Outcome::Refused, how),
+                    Err(_) => Asked::new(Outcome::Unclear, "nothing came in time"),
+                };
             }
             other => other,
         };

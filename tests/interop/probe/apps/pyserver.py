@@ -139,10 +139,45 @@ def smtp(s, stream, tls_context):
             stream.sendall(b"502 5.5.2 not known\r\n")
 
 
+def exactly(stream, n):
+    data = b""
+    while len(data) < n:
+        more = stream.recv(n - len(data))
+        if not more:
+            raise OSError("closed")
+        data += more
+    return data
+
+
+def packet(stream):
+    head = exactly(stream, 4)
+    return exactly(stream, int.from_bytes(head[:3], "little"))
+
+
+def mysql(s, stream, tls_context):
+    """As far as a login goes: greeting, SSLRequest, TLS, login, OK or an error."""
+    def send(number, body):
+        stream.sendall(len(body).to_bytes(3, "little") + bytes([number]) + body)
+
+    greeting = b"\x0a8.0.36\0" + b"\1\0\0\0" + b"saltsalt\0" + (0x8A00).to_bytes(2, "little") + b"\x21\2\0"
+    send(0, greeting + (0x0008).to_bytes(2, "little") + b"\x15" + bytes(10) + b"saltsaltsalt\0mysql_native_password\0")
+    login, secure, number = packet(stream), False, 2
+    if len(login) == 32 and login[1] & 0x08:
+        stream, secure, number = tls_context.wrap_socket(stream, server_side=True), True, 3
+        packet(stream)
+    if secure and allowed(s, stream) or not secure and s["plain"] == "same":
+        send(number, b"\0\0\0\2\0\0\0")
+    else:
+        send(number, b"\xff" + (1045).to_bytes(2, "little") + b"#28000Access denied")
+    linger(stream)
+
+
 def serve(s, raw, tls_context):
     stream = raw
     try:
         raw.settimeout(10)
+        if s["protocol"] == "mysql":
+            return mysql(s, raw, tls_context)
         if s["protocol"] == "smtp":
             return smtp(s, raw, tls_context)
         speak = lines if s["protocol"] == "tcp" else http
