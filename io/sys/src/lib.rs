@@ -5,7 +5,7 @@ mod files;
 mod listen;
 mod process;
 
-pub use files::stamps;
+pub use files::FileWatch;
 pub use listen::{ListenError, bind_tcp, bind_unix, tune};
 pub use process::{
     PeerProcess, ProcessError, is_descendant, own_uid, parent_of, raise_open_files, start_time_of,

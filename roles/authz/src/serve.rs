@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -15,7 +14,7 @@ use countersign_policy::{
     Authenticated, Document, HttpRequest, Labels, Mesh, PolicySet, TokenRefused, Verdict, Workload,
     judged_fields,
 };
-use countersign_sys::{bind_tcp, bind_unix, stamps};
+use countersign_sys::{FileWatch, bind_tcp, bind_unix};
 use countersign_telemetry::{Direction, Metrics};
 use countersign_wire::proto::envoy::service::auth::v3 as auth;
 use countersign_wire::proto::envoy::service::auth::v3::authorization_server::{
@@ -32,8 +31,6 @@ use tokio_stream::{Stream, StreamExt};
 use crate::answer::{allowed, refused};
 use crate::question::Question;
 
-/// How often files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
 /// Workloads that policies are kept compiled for; beyond that the rest is compiled for each question.
 const MAX_SETS: usize = 1024;
 
@@ -108,6 +105,7 @@ struct Service {
 impl Authz {
     /// Reads the policies and listens. Must run inside a runtime.
     pub fn start(options: AuthzOptions) -> Result<RunningAuthz, Finding> {
+        let watch = FileWatch::new(&(options.files)());
         let documents = (options.documents)()?;
         let metrics = Arc::new(Metrics::new());
         metrics.policies(1, true);
@@ -143,8 +141,14 @@ impl Authz {
                 format!("unix://{}", path.display())
             }
         };
-        let follow =
-            follow(options.documents, options.files, compiled, issuers, Arc::clone(&metrics));
+        let follow = follow(
+            options.documents,
+            options.files,
+            watch,
+            compiled,
+            issuers,
+            Arc::clone(&metrics),
+        );
         tasks.spawn(follow);
         Ok(RunningAuthz { address, metrics, _tasks: tasks, stop })
     }
@@ -166,18 +170,13 @@ where
 async fn follow(
     read: Box<dyn Fn() -> Result<Vec<Document>, Finding> + Send + Sync>,
     files: Box<dyn Fn() -> Vec<PathBuf> + Send + Sync>,
+    mut watch: FileWatch,
     compiled: Arc<ArcSwap<Compiled>>,
     issuers: Arc<Issuers>,
     metrics: Arc<Metrics>,
 ) {
-    let mut last = stamps(&files());
     loop {
-        tokio::time::sleep(LOOK).await;
-        let now = stamps(&files());
-        if now == last {
-            continue;
-        }
-        last = now;
+        watch.changed(&files).await;
         let generation = compiled.load().generation;
         match read() {
             Ok(documents) => {

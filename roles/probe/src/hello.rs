@@ -79,7 +79,8 @@ pub(crate) enum Answer {
     Other,
 }
 
-/// A ServerHello with this random is a HelloRetryRequest (RFC 8446 section 4.1.3); the choice in it counts.
+/// Longest message that is read. A HelloRetryRequest has the form of a ServerHello (RFC 8446 section 4.1.4), and the
+/// choice in it counts as well.
 const MAX_ANSWER: usize = 1 << 14;
 
 fn put16(out: &mut Vec<u8>, n: usize) {

@@ -2,17 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
-use countersign_sys::stamps;
+use countersign_sys::FileWatch;
 use countersign_tls::LiveCredentials;
 use countersign_x509::{LegacyName, LegacyTrust};
 
 use crate::identity::read_certificates;
-
-/// How often the file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
 
 pub(crate) fn legacy_trust(roots: &Path, allowed: Vec<LegacyName>) -> Result<LegacyTrust, Finding> {
     LegacyTrust::new(&read_certificates(roots)?, allowed)
@@ -22,18 +18,12 @@ pub(crate) fn legacy_trust(roots: &Path, allowed: Vec<LegacyName>) -> Result<Leg
 /// Puts new roots in place. Connections that rest on one that is gone are cut.
 pub(crate) async fn follow_legacy_roots(
     path: PathBuf,
+    mut watch: FileWatch,
     trust: Arc<LegacyTrust>,
     live: Arc<LiveCredentials>,
 ) {
-    let files = [path.clone()];
-    let mut last = stamps(&files);
     loop {
-        tokio::time::sleep(LOOK).await;
-        let now = stamps(&files);
-        if now == last {
-            continue;
-        }
-        last = now;
+        watch.changed(|| vec![path.clone()]).await;
         let replaced = read_certificates(&path).and_then(|roots| {
             trust.replace_roots(&roots).map_err(|e| Finding::new(Code::InvalidValue, e))
         });

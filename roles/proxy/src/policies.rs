@@ -9,7 +9,7 @@ use countersign_findings::{Code, Finding};
 use countersign_keys::read_bounded;
 use countersign_lifecycle::Backoff;
 use countersign_policy::{Document, MAX_INPUT, PolicySet, Workload, parse};
-use countersign_sys::stamps;
+use countersign_sys::FileWatch;
 use countersign_wire::dial;
 use countersign_wire::proto::countersign::node::v1::node_client::NodeClient;
 use countersign_wire::proto::countersign::node::v1::{ReportPoliciesRequest, WatchPoliciesRequest};
@@ -24,9 +24,6 @@ pub(crate) type Given = watch::Receiver<Arc<Vec<Document>>>;
 
 /// How often what has not changed is told again.
 const AGAIN: Duration = Duration::from_secs(60);
-
-/// How often files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// Reads documents given directly: texts with their origin, and files.
 pub(crate) fn read_given(
@@ -70,17 +67,12 @@ pub(crate) async fn follow_policy_files(
     shared: Arc<Shared>,
     texts: Vec<(String, String)>,
     files: Vec<PathBuf>,
+    mut watch: FileWatch,
     providers: Vec<String>,
     given: watch::Sender<Arc<Vec<Document>>>,
 ) {
-    let mut last = stamps(&files);
     loop {
-        tokio::time::sleep(LOOK).await;
-        let now = stamps(&files);
-        if now == last {
-            continue;
-        }
-        last = now;
+        watch.changed(|| files.clone()).await;
         match read_given(&texts, &files, &providers) {
             Ok(documents) => {
                 tracing::info!(documents = documents.len(), "policy files were read again");

@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use countersign_engines::Engines;
 use countersign_findings::{Code, Finding};
 use countersign_issuers::Issuers;
-use countersign_sys::bind_tcp;
+use countersign_sys::{FileWatch, bind_tcp};
 use countersign_telemetry::{AccessLog, Metrics};
 use countersign_tls::{LiveCredentials, TlsOptions};
 use tokio::net::TcpListener;
@@ -133,12 +133,15 @@ impl Proxy {
     pub async fn start(options: ProxyOptions, log: AccessLog) -> Result<RunningProxy, Finding> {
         let engines = Engines::new(options.providers)?;
         let metrics = Arc::new(Metrics::new());
+        let legacy_files: Vec<_> = options.legacy.iter().map(|o| o.roots.clone()).collect();
+        let legacy_watch = FileWatch::new(&legacy_files);
         let legacy = match &options.legacy {
             None => None,
             Some(o) => Some(Arc::new(legacy_trust(&o.roots, o.allowed.clone())?)),
         };
         let issuers = Arc::new(Issuers::new(&options.issuers, Arc::clone(&metrics))?);
         let known: Vec<String> = engines.names().map(str::to_owned).collect();
+        let watch = FileWatch::new(&options.policy_files);
         let documents = read_given(&options.policies, &options.policy_files, &known)?;
         let (given_sender, given) = watch::channel(Arc::new(documents));
         if let IdentitySource::Files { cert, key, bundle } = &options.identity {
@@ -198,13 +201,13 @@ impl Proxy {
         let tls = TlsOptions { tls12: options.tls12, legacy };
         if let (Some(trust), Some(options)) = (&shared.legacy, options.legacy) {
             let (trust, live) = (Arc::clone(trust), Arc::clone(&shared.credentials));
-            control.spawn(follow_legacy_roots(options.roots, trust, live));
+            control.spawn(follow_legacy_roots(options.roots, legacy_watch, trust, live));
         }
         let live = Arc::clone(&shared.credentials);
         if !options.policy_files.is_empty() {
             let (texts, files) = (options.policies, options.policy_files);
             let follow =
-                follow_policy_files(Arc::clone(&shared), texts, files, known, given_sender);
+                follow_policy_files(Arc::clone(&shared), texts, files, watch, known, given_sender);
             control.spawn(follow);
         }
         match options.identity {
