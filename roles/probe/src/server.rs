@@ -57,16 +57,7 @@ pub async fn probe_server(options: &ServerOptions, now: UnixTime) -> Result<Repo
     })?);
     let first = target.attempt(None, &[], None).await;
     if first.chain.is_empty() {
-        target.plaintext(&mut report, None).await;
-        if report.outcome("plaintext/same-port") != Some(Outcome::Accepted) {
-            return Err(Finding::new(Code::PeerNotTls, first.asked.evidence)
-                .at(options.target.clone())
-                .hint("say with --protocol how TLS begins there (postgres, mysql, smtp)"));
-        }
-        report.case("protocol/tls", Outcome::Refused, first.asked.evidence);
-        report.not_tried.push("all that needs TLS: the port does not speak it".into());
-        report.connections = target.dialer.made();
-        return Ok(report.finished());
+        return target.without_handshake(report, first.asked).await;
     }
     report.negotiated.clone_from(&first.negotiated);
     target.certificate(&mut report, &first.chain);
@@ -89,6 +80,33 @@ pub async fn probe_server(options: &ServerOptions, now: UnixTime) -> Result<Repo
 }
 
 impl Target<'_> {
+    /// No handshake got as far as a certificate: it is no TLS, or only a version that no library speaks any more.
+    async fn without_handshake(&self, mut report: Report, first: Asked) -> Result<Report, Finding> {
+        self.plaintext(&mut report, None).await;
+        self.scan(&mut report).await;
+        let says = |id: &str| report.outcome(id) == Some(Outcome::Accepted);
+        let versions = ["protocol/tls10", "protocol/tls11", "protocol/tls12", "protocol/tls13"];
+        let speaks = versions.into_iter().any(says);
+        if !speaks && !says("plaintext/same-port") {
+            let at = self.options.target.clone();
+            // Whoever answers with an alert speaks TLS, and is not content.
+            return Err(match first.evidence.starts_with("TLS alert") {
+                true => Finding::new(Code::HandshakeFailed, first.evidence)
+                    .hint("give the name that the server expects with --server-name"),
+                false => Finding::new(Code::PeerNotTls, first.evidence)
+                    .hint("say with --protocol how TLS begins there (postgres, mysql, smtp)"),
+            }
+            .at(at));
+        }
+        report.case("protocol/tls", Outcome::Refused, first.evidence);
+        report.not_tried.push("all that comes after a handshake: there was none".into());
+        if self.options.strict {
+            report.expect_strict();
+        }
+        report.connections = self.dialer.made();
+        Ok(report.finished())
+    }
+
     fn question<'q>(
         &'q self,
         fields: &'q [(&'q str, &'q str)],

@@ -171,6 +171,29 @@ class Probe(unittest.TestCase):
             s.port = port
         self.assertEqual(done.returncode, 4, done.stderr)
 
+    def test_who_speaks_nothing_but_an_old_version(self):
+        port, path = self.world.free_port(), self.world.pki.path
+        server = subprocess.Popen(
+            [self.world.tools["openssl"], "s_server", "-accept", f"127.0.0.1:{port}", "-cert", path("server.pem"),
+             "-key", path("server.key"), "-tls1", "-cipher", "ECDHE:@SECLEVEL=0", "-quiet"],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            for _ in range(100):
+                with socket.socket() as s:
+                    if s.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            done = subprocess.run([BIN, "probe", f"127.0.0.1:{port}", "-o", "json", "--server-name", "localhost"],
+                                  capture_output=True, text=True, timeout=60)
+        finally:
+            server.kill()
+            server.wait()
+        self.assertEqual(done.returncode, 10, done.stderr)
+        answer = json.loads(done.stdout)
+        self.assertIn("weak-tls/live-old-version", {finding_id(f) for f in answer["findings"]})
+        outcomes = {c["id"]: c["outcome"] for c in answer["cases"]}
+        self.assertEqual((outcomes["protocol/tls10"], outcomes["protocol/tls"]), ("accepted", "refused"))
+
     def test_who_never_answers_is_not_waited_for_forever(self):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]

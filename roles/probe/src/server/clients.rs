@@ -108,7 +108,7 @@ impl Target<'_> {
     }
 
     /// Who may not call, in the same trust domain.
-    fn other_id(&self) -> Option<SpiffeId> {
+    pub(super) fn other_id(&self) -> Option<SpiffeId> {
         SpiffeId::from_path(self.id.trust_domain(), "/countersign-probe/other").ok()
     }
 

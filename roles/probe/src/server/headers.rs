@@ -1,6 +1,7 @@
 //! Whether identity headers that a client makes up reach the application, or are believed.
 
 use countersign_findings::Finding;
+use countersign_identity::SpiffeId;
 use countersign_tls::probe::ProbeIdentity;
 
 use super::Target;
@@ -110,17 +111,19 @@ impl Target<'_> {
 
     /// A certificate that is let in.
     pub(super) fn right(&self) -> Result<ProbeIdentity, Finding> {
-        self.of_ca(self.options.right.as_ref(), self.id.as_str())
+        self.of_ca(self.options.right.as_ref(), Some(&self.id))
     }
 
     fn other(&self) -> Result<ProbeIdentity, Finding> {
-        let path = format!("{}/countersign-probe/other", self.id.trust_domain().id());
-        self.of_ca(self.options.other.as_ref(), &path)
+        self.of_ca(self.options.other.as_ref(), self.other_id().as_ref())
     }
 
-    fn of_ca(&self, given: Option<&ProbeIdentity>, id: &str) -> Result<ProbeIdentity, Finding> {
-        let id = countersign_identity::SpiffeId::parse(id).ok();
-        let story = Story { id: id.as_ref(), dns: None, like: None, flaw: Flaw::None };
+    fn of_ca(
+        &self,
+        given: Option<&ProbeIdentity>,
+        id: Option<&SpiffeId>,
+    ) -> Result<ProbeIdentity, Finding> {
+        let story = Story { id, dns: None, like: None, flaw: Flaw::None };
         match (given, &self.options.ca) {
             (Some(given), _) => Ok(given.clone()),
             (None, Some(ca)) => {
