@@ -60,9 +60,9 @@ impl PublishedKeys {
         self.by_location.insert(location, keys);
     }
 
-    /// Forgets a place that no document names any more.
-    pub fn remove(&mut self, location: &KeyLocation) {
-        self.by_location.remove(location);
+    /// Forgets places that are not to be kept.
+    pub fn retain(&mut self, keep: impl Fn(&KeyLocation) -> bool) {
+        self.by_location.retain(|location, _| keep(location));
     }
 
     /// Replaces the trust bundles with whose keys JWT-SVIDs are verified; `None` if they are not known.

@@ -94,13 +94,9 @@ impl Issuers {
     /// From now on these places are kept fresh, and no others.
     pub fn want(&self, sources: Vec<KeySource>) {
         let mut slots = self.slots();
-        slots.retain(|location, _| {
-            let keep = sources.iter().any(|s| s.location == *location);
-            if !keep {
-                self.publish(|p| p.remove(location));
-            }
-            keep
-        });
+        slots.retain(|location, _| sources.iter().any(|s| s.location == *location));
+        // Those that there was no room for are forgotten too.
+        self.publish(|p| p.retain(|location| slots.contains_key(location)));
         self.add(&mut slots, sources);
     }
 

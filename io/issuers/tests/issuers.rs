@@ -180,6 +180,8 @@ async fn an_issuer_without_keys_has_none_and_others_keep_theirs() {
     let why = issuers.published().at(&many[2 * MAX_SOURCES - 1].location).unwrap_err().to_owned();
     assert!(why.contains("more than"), "{why}");
     issuers.want(vec![source(&location)]);
+    let why = issuers.published().at(&many[2 * MAX_SOURCES - 1].location).unwrap_err().to_owned();
+    assert!(!why.contains("more than"), "what nobody wants is forgotten: {why}");
     idp.show(&[("/keys", "{\"keys\": []}".to_owned())]);
     tokio::time::sleep(Duration::from_millis(5100)).await;
     issuers.renew(&location).await;
