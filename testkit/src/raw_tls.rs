@@ -144,6 +144,34 @@ pub fn web_server(identity: &TestIdentity) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
+/// A server that presents `identity`, demands a client certificate of `root` and remembers sessions, in tickets or in
+/// a cache.
+pub fn strict_server(identity: &TestIdentity, root: &[u8]) -> TlsAcceptor {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.to_vec().into()).expect("root");
+    let provider = Arc::new(default_provider());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        Arc::clone(&provider),
+    );
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(rustls::ALL_VERSIONS)
+        .expect("versions")
+        .with_client_cert_verifier(verifier.build().expect("verifier"))
+        .with_cert_resolver(certified(identity));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Whether the session of `stream` was resumed.
+pub fn is_resumed<S>(stream: &tokio_rustls::server::TlsStream<S>) -> bool {
+    stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+}
+
+/// The client's certificate, DER.
+pub fn client_leaf<S>(stream: &tokio_rustls::server::TlsStream<S>) -> Option<Vec<u8>> {
+    Some(stream.get_ref().1.peer_certificates()?.first()?.to_vec())
+}
+
 /// A name for the dialled server; it plays no part.
 pub fn any_name() -> ServerName<'static> {
     ServerName::try_from("any.test").expect("name")

@@ -7,6 +7,7 @@ mod check;
 #[path = "../e2e/kit.rs"]
 mod kit;
 mod policy;
+mod probe;
 mod review;
 
 use kit::{Home, Running, free_port};

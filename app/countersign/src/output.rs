@@ -60,6 +60,12 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> Result<(), Finding
     rows.iter().try_for_each(|row| line(&render(row)))
 }
 
+/// `1 finding`, `2 findings`.
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    let end = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{end}")
+}
+
 /// A remark for people, on stderr.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "{text}");

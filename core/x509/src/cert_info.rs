@@ -191,7 +191,7 @@ impl CertInfo {
     }
 }
 
-fn to_time(t: &x509_cert::time::Time) -> UnixTime {
+pub(crate) fn to_time(t: &x509_cert::time::Time) -> UnixTime {
     UnixTime::from_secs(i64::try_from(t.to_unix_duration().as_secs()).unwrap_or(i64::MAX))
 }
 

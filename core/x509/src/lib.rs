@@ -19,6 +19,7 @@ mod legacy;
 mod peer;
 pub mod pem;
 pub mod profile;
+mod revocations;
 mod spiffe_rules;
 mod verify;
 
@@ -28,6 +29,7 @@ pub use chain_error::{ChainCause, ChainError};
 pub use closes::chain_closes;
 pub use legacy::{LegacyName, LegacyPeer, LegacyTrust, Peer};
 pub use peer::{PeerIdentity, PeerRole};
+pub use revocations::RevocationList;
 pub use spiffe_rules::{spiffe_authority, spiffe_leaf};
 pub use verify::{Crls, SUPPORTED_SIGNATURES, verify_path};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::dial::{Io, MYSQL_CAPABILITIES, mysql_packet, smtp};
-use crate::http::{Answer, NoAnswer, closed, http1, http2};
+use crate::http::{Answer, Http2, NoAnswer, closed, http1};
 use crate::options::Protocol;
 use crate::report::Outcome;
 
@@ -68,6 +68,8 @@ pub(crate) struct Question<'a> {
     pub(crate) fields: &'a [(&'a str, &'a str)],
     /// Instead of a GET, where HTTP/1 is spoken.
     pub(crate) raw: Option<&'a str>,
+    /// Whether the connection is to stay.
+    pub(crate) keep: bool,
     pub(crate) timeout: Duration,
 }
 
@@ -77,9 +79,12 @@ impl Question<'_> {
             return raw.to_owned();
         }
         let mut out = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: countersign-probe\r\nAccept: */*\r\nConnection: close\r\n",
+            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: countersign-probe\r\nAccept: */*\r\n",
             self.path, self.host
         );
+        if !self.keep {
+            out.push_str("Connection: close\r\n");
+        }
         for (name, value) in self.fields {
             out.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -98,10 +103,10 @@ pub(crate) async fn ask(
     let talk = async {
         match (protocol, alpn) {
             (Protocol::Grpc | Protocol::Http2, _) | (Protocol::Auto, Some(b"h2")) => {
-                let grpc = protocol == Protocol::Grpc;
-                http2(stream, question.host, question.path, question.fields, grpc)
-                    .await
-                    .map_or_else(Asked::of_closed, Asked::of_http)
+                match Http2::open(stream).await {
+                    Ok(mut http2) => over_http2(&mut http2, protocol, question).await,
+                    Err(why) => Asked::of_closed(why),
+                }
             }
             (Protocol::Auto | Protocol::Http, _) => {
                 let mut stream = stream;
@@ -110,23 +115,92 @@ pub(crate) async fn ask(
                     .await
                     .map_or_else(Asked::of_closed, Asked::of_http)
             }
-            (Protocol::Tcp, _) => bytes(stream).await,
+            (Protocol::Tcp, _) => bytes(&mut { stream }).await,
             (Protocol::Postgres, _) => postgres(stream).await,
             (Protocol::Mysql, _) => mysql(stream, 2).await,
             (Protocol::Smtp, _) => mail(stream).await,
         }
     };
-    match tokio::time::timeout(question.timeout, talk).await {
+    in_time(question.timeout, talk).await
+}
+
+async fn in_time(limit: Duration, talk: impl Future<Output = Asked>) -> Asked {
+    match tokio::time::timeout(limit, talk).await {
         Ok(asked) => asked,
         Err(_) => {
-            let text = format!("nothing came within {} s", question.timeout.as_secs());
+            let text = format!("nothing came within {} s", limit.as_secs());
             Asked::new(Outcome::Unclear, text)
         }
     }
 }
 
+async fn over_http2(http2: &mut Http2, protocol: Protocol, question: &Question<'_>) -> Asked {
+    let grpc = protocol == Protocol::Grpc;
+    http2
+        .ask(question.host, question.path, question.fields, grpc)
+        .await
+        .map_or_else(Asked::of_closed, Asked::of_http)
+}
+
+/// A connection that has been answered and is kept.
+pub(crate) enum Held {
+    Http1(Box<dyn Io>),
+    Http2(Http2),
+    Bytes(Box<dyn Io>),
+}
+
+impl Held {
+    /// Asks, and keeps the connection if it was answered and stays; `None` where that cannot be told.
+    pub(crate) async fn open(
+        mut stream: Box<dyn Io>,
+        protocol: Protocol,
+        alpn: Option<&[u8]>,
+        question: &Question<'_>,
+    ) -> Option<Self> {
+        let mut held = match (protocol, alpn) {
+            (Protocol::Grpc | Protocol::Http2, _) | (Protocol::Auto, Some(b"h2")) => {
+                let open = tokio::time::timeout(question.timeout, Http2::open(stream)).await;
+                Held::Http2(open.ok()?.ok()?)
+            }
+            (Protocol::Auto | Protocol::Http, _) => Held::Http1(stream),
+            (Protocol::Tcp, _) => {
+                // A server that has refused closes; one that has not waits, or says something.
+                let mut buf = [0; 1024];
+                let quiet = Duration::from_millis(500);
+                if let Ok(Ok(0) | Err(_)) = tokio::time::timeout(quiet, stream.read(&mut buf)).await
+                {
+                    return None;
+                }
+                return Some(Held::Bytes(stream));
+            }
+            _ => return None,
+        };
+        let asked = held.again(protocol, question).await;
+        let head = asked.text.split("\r\n\r\n").next().unwrap_or_default().to_ascii_lowercase();
+        let stays = asked.outcome == Outcome::Accepted
+            && asked.status.is_some()
+            && !head.contains("connection: close")
+            && !head.starts_with("http/1.0");
+        stays.then_some(held)
+    }
+
+    /// Asks once more.
+    pub(crate) async fn again(&mut self, protocol: Protocol, question: &Question<'_>) -> Asked {
+        let talk = async {
+            match self {
+                Held::Http1(stream) => http1(&mut **stream, question.get().as_bytes())
+                    .await
+                    .map_or_else(Asked::of_closed, Asked::of_http),
+                Held::Http2(http2) => over_http2(http2, protocol, question).await,
+                Held::Bytes(stream) => bytes(stream).await,
+            }
+        };
+        in_time(question.timeout, talk).await
+    }
+}
+
 /// A protocol that is not known: whoever speaks or stays has accepted, whoever closes has refused.
-async fn bytes(mut stream: Box<dyn Io>) -> Asked {
+async fn bytes(stream: &mut Box<dyn Io>) -> Asked {
     let mut buf = [0; 1024];
     let quiet = Duration::from_millis(500);
     for line in [None, Some("countersign-probe\r\n")] {

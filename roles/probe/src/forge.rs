@@ -6,11 +6,12 @@ use std::time::Duration;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{PrivateKeyDer, SpiffeId, UnixTime};
 use countersign_tls::probe::ProbeIdentity;
-use countersign_x509::CertInfo;
+use countersign_x509::{CertInfo, RevocationList};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
+    RevokedCertParams, SanType, SerialNumber,
 };
 
 /// For whom a certificate is made, and what is wrong with it.
@@ -42,6 +43,8 @@ pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// What to send besides the leaf.
     above: Vec<Vec<u8>>,
+    /// Its subject key identifier, by which its revocation lists are told to be its own.
+    key_id: Vec<u8>,
     now: UnixTime,
 }
 
@@ -72,7 +75,8 @@ impl Authority {
         }
         let issuer = Issuer::from_ca_cert_der(&first.clone().into(), pair)
             .map_err(|e| broken("the CA's certificate", e))?;
-        Ok(Self { issuer, above: certificates.to_vec(), now })
+        let key_id = info.ski.clone().unwrap_or_default();
+        Ok(Self { issuer, above: certificates.to_vec(), key_id, now })
     }
 
     /// A CA that nobody trusts; it has the names of `like`, if there is one.
@@ -93,7 +97,7 @@ impl Authority {
         params.not_after = date(now + Duration::from_secs(86_400));
         let above = vec![params.self_signed(&key).map_err(fail)?.der().to_vec()];
         let issuer = Issuer::new(params, key);
-        Ok(Self { issuer, above, now })
+        Ok(Self { issuer, above, key_id: Vec::new(), now })
     }
 
     /// A certificate by this authority.
@@ -106,6 +110,60 @@ impl Authority {
         chain.extend(self.above.iter().cloned());
         Ok(ProbeIdentity { chain, key: PrivateKeyDer::new(key.serialize_der()) })
     }
+}
+
+impl Authority {
+    /// A revocation list with `certificate` on it, besides those of `already`. DER.
+    pub(crate) fn revoke(
+        &self,
+        certificate: &[u8],
+        already: Option<&RevocationList>,
+    ) -> Result<Vec<u8>, Finding> {
+        let info = CertInfo::parse(certificate).map_err(|e| broken("the certificate", e))?;
+        let entry = |serial: &[u8], since: UnixTime| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: date(since),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let mut revoked_certs = vec![entry(&bytes_of(&info.serial), self.now - BACKDATE)];
+        for (serial, since) in already.iter().flat_map(|list| &list.revoked) {
+            revoked_certs.push(entry(serial, *since));
+        }
+        // Whoever leaves it in place must not find everybody locked out soon.
+        let lasts = self.now + LIST_LASTS;
+        let next_update = already.and_then(|list| list.next_update).filter(|t| *t > self.now);
+        let number = u64::try_from(self.now.secs()).unwrap_or_default();
+        let list = CertificateRevocationListParams {
+            this_update: date(self.now - BACKDATE),
+            next_update: date(next_update.unwrap_or(lasts)),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.clone()),
+        };
+        let signed = list.signed_by(&self.issuer).map_err(|e| match e {
+            rcgen::Error::IssuerNotCrlSigner => {
+                Finding::new(Code::InvalidValue, "the CA may not sign revocation lists")
+                    .hint("give a CA whose key usage has cRLSign")
+            }
+            e => broken("a revocation list", e),
+        })?;
+        Ok(signed.der().to_vec())
+    }
+}
+
+/// For clocks that lag.
+const BACKDATE: Duration = Duration::from_secs(60);
+
+/// The life of a list that takes the place of none.
+const LIST_LASTS: Duration = Duration::from_secs(30 * 86_400);
+
+/// Of hexadecimal digits.
+fn bytes_of(hex: &str) -> Vec<u8> {
+    let digits = hex.as_bytes().chunks(2);
+    let pairs = digits.filter_map(|pair| std::str::from_utf8(pair).ok());
+    pairs.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect()
 }
 
 /// A certificate that vouches for itself.

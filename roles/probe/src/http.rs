@@ -1,11 +1,14 @@
 //! One request, one answer, and no more than is needed of it.
 
 use std::io;
+use std::pin::Pin;
 
 use bytes::Bytes;
 use countersign_tls::probe::alert_of;
-use http::{Request, Version};
+use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -121,74 +124,91 @@ fn whole(data: &[u8]) -> Whole {
     if done { Whole::Yes(status) } else { Whole::NotYet }
 }
 
-/// One request over HTTP/2; gRPC's health check if `grpc`.
-pub(crate) async fn http2(
-    stream: Box<dyn Io>,
-    authority: &str,
-    path: &str,
-    fields: &[(&str, &str)],
-    grpc: bool,
-) -> Result<Answer, NoAnswer> {
-    let gone = |e: hyper::Error| {
-        let text = countersign_findings::with_causes(&e);
-        NoAnswer::Closed(match text.rsplit_once("received fatal alert: ") {
-            Some((_, alert)) => format!("TLS alert {alert}"),
-            None => text,
-        })
-    };
-    let io = TokioIo::new(stream);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.map_err(gone)?;
-    let path = if grpc { "/grpc.health.v1.Health/Check" } else { path };
-    let mut request = Request::builder()
-        .method(if grpc { "POST" } else { "GET" })
-        .uri(format!("https://{authority}{path}"))
-        .version(Version::HTTP_2);
-    if grpc {
-        request = request.header("content-type", "application/grpc").header("te", "trailers");
-    }
-    for (name, value) in fields {
-        request = request.header(*name, *value);
-    }
-    // An empty message: a flag and four bytes of length.
-    let body = if grpc { Bytes::from_static(&[0; 5]) } else { Bytes::new() };
-    let request = request.body(Full::new(body)).map_err(|e| NoAnswer::Closed(e.to_string()))?;
-    let exchange = async {
-        let answer = sender.send_request(request).await.map_err(gone)?;
-        let (head, body) = answer.into_parts();
-        let mut text = format!("HTTP/2 {}\r\n", head.status.as_u16());
-        let show = |text: &mut String, fields: &http::HeaderMap| {
-            for (name, value) in fields {
-                text.push_str(&format!(
-                    "{name}: {}\r\n",
-                    String::from_utf8_lossy(value.as_bytes())
-                ));
+/// A connection of HTTP/2.
+pub(crate) struct Http2 {
+    sender: SendRequest<Full<Bytes>>,
+    /// Runs the connection; only while something is asked.
+    connection: Pin<Box<dyn Future<Output = NoAnswer> + Send>>,
+}
+
+fn gone(e: hyper::Error) -> NoAnswer {
+    let text = countersign_findings::with_causes(&e);
+    NoAnswer::Closed(match text.rsplit_once("received fatal alert: ") {
+        Some((_, alert)) => format!("TLS alert {alert}"),
+        None => text,
+    })
+}
+
+impl Http2 {
+    pub(crate) async fn open(stream: Box<dyn Io>) -> Result<Self, NoAnswer> {
+        let io = TokioIo::new(stream);
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.map_err(gone)?;
+        let connection = async {
+            match connection.await {
+                Ok(()) => NoAnswer::Closed("closed without an answer".into()),
+                Err(e) => gone(e),
             }
         };
-        show(&mut text, &head.headers);
-        let status = |fields: &http::HeaderMap| {
-            fields.get("grpc-status").and_then(|v| v.to_str().ok()?.parse::<u32>().ok())
-        };
-        let mut grpc_status = status(&head.headers);
-        if let Ok(body) = Limited::new(body, MOST).collect().await {
-            if let Some(trailers) = body.trailers() {
-                show(&mut text, trailers);
-                grpc_status = grpc_status.or_else(|| status(trailers));
-            }
-            text.push_str("\r\n");
-            text.push_str(&String::from_utf8_lossy(&body.to_bytes()));
-        }
-        Ok(Answer { status: head.status.as_u16(), grpc_status, text })
-    };
-    let connection = async {
-        match connection.await {
-            Ok(()) => std::future::pending().await,
-            Err(e) => gone(e),
-        }
-    };
-    tokio::select! {
-        biased;
-        answer = exchange => answer,
-        why = connection => Err(why),
+        Ok(Self { sender, connection: Box::pin(connection) })
     }
+
+    /// One request; gRPC's health check if `grpc`.
+    pub(crate) async fn ask(
+        &mut self,
+        authority: &str,
+        path: &str,
+        fields: &[(&str, &str)],
+        grpc: bool,
+    ) -> Result<Answer, NoAnswer> {
+        let path = if grpc { "/grpc.health.v1.Health/Check" } else { path };
+        let mut request = Request::builder()
+            .method(if grpc { "POST" } else { "GET" })
+            .uri(format!("https://{authority}{path}"))
+            .version(Version::HTTP_2);
+        if grpc {
+            request = request.header("content-type", "application/grpc").header("te", "trailers");
+        }
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        // An empty message: a flag and four bytes of length.
+        let body = if grpc { Bytes::from_static(&[0; 5]) } else { Bytes::new() };
+        let request = request.body(Full::new(body)).map_err(|e| NoAnswer::Closed(e.to_string()))?;
+        let sender = &mut self.sender;
+        let exchange = async {
+            let answer = sender.send_request(request).await.map_err(gone)?;
+            Ok(read(answer).await)
+        };
+        tokio::select! {
+            biased;
+            answer = exchange => answer,
+            why = &mut self.connection => Err(why),
+        }
+    }
+}
+
+async fn read(answer: Response<Incoming>) -> Answer {
+    let (head, body) = answer.into_parts();
+    let mut text = format!("HTTP/2 {}\r\n", head.status.as_u16());
+    let show = |text: &mut String, fields: &http::HeaderMap| {
+        for (name, value) in fields {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+    };
+    show(&mut text, &head.headers);
+    let status = |fields: &http::HeaderMap| {
+        fields.get("grpc-status").and_then(|v| v.to_str().ok()?.parse::<u32>().ok())
+    };
+    let mut grpc_status = status(&head.headers);
+    if let Ok(body) = Limited::new(body, MOST).collect().await {
+        if let Some(trailers) = body.trailers() {
+            show(&mut text, trailers);
+            grpc_status = grpc_status.or_else(|| status(trailers));
+        }
+        text.push_str("\r\n");
+        text.push_str(&String::from_utf8_lossy(&body.to_bytes()));
+    }
+    Answer { status: head.status.as_u16(), grpc_status, text }
 }

@@ -13,6 +13,6 @@ mod report;
 mod server;
 
 pub use client::{ClientOptions, ClientProbe, Driver, Ended};
-pub use options::{CaFiles, Protocol, ServerOptions};
+pub use options::{CaFiles, Protocol, Publisher, Revocation, ServerOptions};
 pub use report::{Case, Found, Outcome, Report};
 pub use server::probe_server;

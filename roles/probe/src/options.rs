@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use countersign_findings::Finding;
 use countersign_identity::{PrivateKeyDer, SpiffeId};
 use countersign_tls::probe::ProbeIdentity;
+use countersign_x509::RevocationList;
 
 /// What is spoken over TLS, and how TLS begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +55,21 @@ pub struct CaFiles {
     pub key: PrivateKeyDer,
 }
 
+/// Revoking a certificate while a session and connections of it are alive.
+#[derive(Clone, Debug)]
+pub struct Revocation {
+    /// The list in force, whose entries are taken over.
+    pub extends: Option<RevocationList>,
+    /// How long the server may take to refuse the certificate.
+    pub within: Duration,
+}
+
+/// Brings a revocation list to the server.
+pub trait Publisher {
+    /// `list` is DER; `serial`, hexadecimal, is the certificate that it is about. Returns when the server has it.
+    fn publish(&mut self, list: &[u8], serial: &str) -> impl Future<Output = Result<(), Finding>>;
+}
+
 /// How to probe a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -72,6 +89,8 @@ pub struct ServerOptions {
     pub other: Option<ProbeIdentity>,
     /// A client certificate that has been revoked.
     pub revoked: Option<ProbeIdentity>,
+    /// Whether, and how, a certificate made here is revoked while it is in use.
+    pub revocation: Option<Revocation>,
     /// Roots (DER) of the server's certificate.
     pub roots: Vec<Vec<u8>>,
     /// Who the server must be.
@@ -100,6 +119,7 @@ impl ServerOptions {
             right: None,
             other: None,
             revoked: None,
+            revocation: None,
             roots: Vec::new(),
             server_id: None,
             path: "/".into(),

@@ -1,6 +1,6 @@
 //! What was tried, what came of it, and what that means.
 
-use countersign_findings::Severity;
+use countersign_findings::{Finding, Severity};
 use serde::Serialize;
 
 /// What came of one attempt.
@@ -77,6 +77,9 @@ pub struct Report {
     pub not_tried: Vec<String>,
     /// Connections that were made.
     pub connections: usize,
+    /// Why something that was asked for could not be done.
+    #[serde(skip)]
+    pub failed: Option<Finding>,
 }
 
 impl Report {
@@ -88,6 +91,7 @@ impl Report {
             findings: Vec::new(),
             not_tried: Vec::new(),
             connections: 0,
+            failed: None,
         }
     }
 
@@ -227,6 +231,20 @@ const RULES: &[Rule] = &[
         "a revoked client certificate is taken",
         "give the server a current CRL, or let certificates live shorter than a revocation takes",
         &[299],
+    ),
+    rule(
+        "server-client-cert-unverified/live-revoked-resumed",
+        Severity::High,
+        "a resumed session outlives the revocation of its certificate",
+        "judge the certificate again when a session is resumed, or switch session tickets and caches off",
+        &[299, 613],
+    ),
+    rule(
+        "server-client-cert-unverified/live-revoked-open",
+        Severity::Medium,
+        "an open connection outlives the revocation of its certificate",
+        "cut the connections of a revoked certificate, or bound how long a connection may live",
+        &[299, 613],
     ),
     rule(
         "server-client-cert-unverified/live-resumed",

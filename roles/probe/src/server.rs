@@ -5,6 +5,7 @@ mod clients;
 mod framing;
 mod headers;
 mod plaintext;
+mod revocation;
 mod scan;
 
 use countersign_findings::{Code, Finding};
@@ -13,7 +14,7 @@ use countersign_tls::probe::{Offer, ProbeClient, ProbeIdentity};
 
 use crate::ask::{Asked, Question, ask};
 use crate::dial::{Dialer, Failed};
-use crate::options::ServerOptions;
+use crate::options::{Publisher, ServerOptions};
 use crate::report::{Outcome, Report};
 
 /// One target, as it is probed.
@@ -34,8 +35,13 @@ struct Attempt {
     negotiated: Option<String>,
 }
 
-/// Finds out what a server accepts. It is sent no secrets, and nothing it says is believed.
-pub async fn probe_server(options: &ServerOptions, now: UnixTime) -> Result<Report, Finding> {
+/// Finds out what a server accepts. It is sent no secrets, and nothing it says is believed. `publisher` brings it the
+/// revocation list, where one is to be tried.
+pub async fn probe_server(
+    options: &ServerOptions,
+    publisher: &mut impl Publisher,
+    now: UnixTime,
+) -> Result<Report, Finding> {
     let somebody = || {
         TrustDomain::new("countersign-probe.invalid")
             .map_err(|e| e.to_string())
@@ -68,6 +74,8 @@ pub async fn probe_server(options: &ServerOptions, now: UnixTime) -> Result<Repo
         target.headers(&mut report).await?;
         target.framing(&mut report, right.as_ref()).await;
     }
+    // Last, as it changes what the server knows.
+    target.revocation(&mut report, publisher).await?;
     if options.strict {
         report.expect_strict();
     }
@@ -113,7 +121,7 @@ impl Target<'_> {
         raw: Option<&'q str>,
     ) -> Question<'q> {
         let (host, path) = (self.options.name(), self.options.path.as_str());
-        Question { host, path, fields, raw, timeout: self.options.timeout }
+        Question { host, path, fields, raw, keep: false, timeout: self.options.timeout }
     }
 
     fn client(

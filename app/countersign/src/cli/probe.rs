@@ -1,8 +1,11 @@
 //! `countersign probe`.
 
+mod print;
+mod run;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -10,17 +13,14 @@ use countersign_findings::{Code, Finding, Severity};
 use countersign_identity::{PrivateKeyDer, SpiffeId};
 use countersign_keys::{Signer, read_bounded, read_private_key};
 use countersign_probe::{
-    CaFiles, ClientOptions, ClientProbe, Driver, Ended, Outcome, Protocol, Report, ServerOptions,
-    probe_server,
+    CaFiles, ClientOptions, ClientProbe, Protocol, Report, Revocation, ServerOptions, probe_server,
 };
 use countersign_tls::current_time;
 use countersign_tls::probe::ProbeIdentity;
-use countersign_x509::pem;
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use countersign_x509::{RevocationList, pem};
 
 use super::{Global, invalid, parse_duration};
-use crate::output::{self, Format};
+use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,6 +28,9 @@ Examples:
   countersign probe api.corp.test:8443 --ca-cert ca.pem --ca-key ca.key --id spiffe://corp.test/ns/shop/sa/web
                                                                     with certificates of the CA that it trusts
   countersign probe db.corp.test:5432 --protocol postgres --cert web.pem --key web.key --expect strict
+  countersign probe api.corp.test:8443 --ca-cert ca.pem --ca-key ca.key --revoke -- \\
+      sh -c 'cp $COUNTERSIGN_PROBE_CRL /etc/nginx/crl.pem && nginx -s reload'
+                                                                    does a revoked certificate get in with an old session?
   countersign probe --listen 127.0.0.1:9443 --ca-cert ca.pem --ca-key ca.key --server-name localhost -- \\
       curl -s --cacert ca.pem https://localhost:9443/               which servers does this client believe?
 
@@ -113,6 +116,16 @@ pub(crate) struct ProbeCommand {
     /// Its key
     #[arg(long, value_name = "FILE", requires = "revoked_cert")]
     revoked_key: Option<PathBuf>,
+    /// Revoke a certificate made by --ca-cert while a session and a connection of it are alive: the COMMAND after `--`
+    /// brings the list in $COUNTERSIGN_PROBE_CRL to the server
+    #[arg(long, requires = "ca_cert", requires = "command", conflicts_with = "listen")]
+    revoke: bool,
+    /// With --revoke: the list in force (PEM or DER), whose entries are taken over
+    #[arg(long, value_name = "FILE", requires = "revoke")]
+    crl: Option<PathBuf>,
+    /// With --revoke: how long the server may take to know
+    #[arg(long, value_parser = parse_duration, default_value = "10s", value_name = "DURATION", requires = "revoke")]
+    revoke_within: Duration,
     /// Roots of the server's certificate, in PEM
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
@@ -137,8 +150,9 @@ pub(crate) struct ProbeCommand {
     /// Connections, at most
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     max_connections: u16,
-    /// With --listen: the client; run anew for each certificate. COUNTERSIGN_PROBE_ADDR holds the address
-    #[arg(last = true, requires = "listen", value_name = "COMMAND")]
+    /// With --listen: the client; run anew for each certificate. COUNTERSIGN_PROBE_ADDR holds the address. With
+    /// --revoke: what brings the list to the server
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -162,6 +176,24 @@ fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, Finding> {
     pem::certificates(&bytes).map_err(|e| {
         Finding::new(Code::PemMalformed, e.what).at(format!("{}:{}", path.display(), e.line))
     })
+}
+
+/// PEM or DER.
+fn revocation_list(path: &Path) -> Result<RevocationList, Finding> {
+    let bytes = read_bounded(path, 4 << 20).map_err(|e| e.finding())?;
+    let at = path.display();
+    let der = match bytes.starts_with(b"-----BEGIN") {
+        false => bytes,
+        true => {
+            let blocks = pem::parse(&bytes).map_err(|e| {
+                Finding::new(Code::PemMalformed, e.what).at(format!("{at}:{}", e.line))
+            })?;
+            let list = blocks.into_iter().find(|b| b.label == "X509 CRL");
+            list.ok_or_else(|| invalid(format!("`{at}` holds no `X509 CRL`")))?.der
+        }
+    };
+    RevocationList::parse(&der)
+        .map_err(|e| invalid(format!("`{at}` is no revocation list: {e}")).at(at.to_string()))
 }
 
 /// `ADDR:PORT`, `localhost:PORT` or `PORT`.
@@ -209,7 +241,10 @@ impl ProbeCommand {
             (Some(address), Some(ca)) => self.client(address, ca).await?,
             (_, ca) => self.server(ca).await?,
         };
-        print(&report, global)?;
+        print::print(&report, global)?;
+        if let Some(why) = report.failed {
+            return Err(why);
+        }
         let least = match self.fail_on {
             FailOn::Low => Severity::Low,
             FailOn::Medium => Severity::Medium,
@@ -249,6 +284,7 @@ impl ProbeCommand {
         };
         options.other = identity(self.other_cert.as_ref(), self.other_key.as_ref())?;
         options.revoked = identity(self.revoked_cert.as_ref(), self.revoked_key.as_ref())?;
+        options.revocation = self.revocation(options.ca.as_ref())?;
         options.roots = self.bundle.as_deref().map(certificates).transpose()?.unwrap_or_default();
         options.server_id.clone_from(&self.server_id);
         options.path.clone_from(&self.path);
@@ -256,7 +292,29 @@ impl ProbeCommand {
         options.timeout = self.timeout;
         options.max_connections = usize::from(self.max_connections);
         options.strict = self.expect == Some(Expect::Strict);
-        probe_server(&options, current_time()).await
+        let mut publish = run::Publish::new(self.command.clone());
+        probe_server(&options, &mut publish, current_time()).await
+    }
+
+    fn revocation(&self, ca: Option<&CaFiles>) -> Result<Option<Revocation>, Finding> {
+        if !self.revoke {
+            return match self.command.is_empty() {
+                true => Ok(None),
+                false => Err(invalid("a COMMAND without --listen or --revoke")
+                    .hint("with --listen it is the client, with --revoke what brings a revocation list to the server")),
+            };
+        }
+        let extends = self.crl.as_deref().map(revocation_list).transpose()?;
+        let issuer = ca
+            .and_then(|ca| ca.certificates.first())
+            .and_then(|der| countersign_x509::CertInfo::parse(der).ok());
+        if let (Some(list), Some(issuer), Some(path)) = (&extends, &issuer, &self.crl)
+            && !list.may_be_of(issuer)
+        {
+            let text = format!("`{}` is no list of `{}`", path.display(), issuer.display_name());
+            return Err(invalid(text).hint("give the list of the CA in --ca-cert"));
+        }
+        Ok(Some(Revocation { extends, within: self.revoke_within }))
     }
 
     async fn client(&self, address: SocketAddr, ca: CaFiles) -> Result<Report, Finding> {
@@ -279,139 +337,6 @@ impl ProbeCommand {
             let text = format!("listening on {address}; let the client connect once for each line");
             output::note(&text);
         }
-        let mut driver =
-            Runner { command: self.command.clone(), address, child: None, group: None };
-        probe.run(&mut driver).await
+        probe.run(&mut run::Client::new(self.command.clone(), address)).await
     }
-}
-
-/// Runs the client's command, or waits for somebody to do it.
-struct Runner {
-    command: Vec<String>,
-    address: SocketAddr,
-    child: Option<(Child, tokio::task::JoinHandle<String>)>,
-    /// The process group of the child.
-    group: Option<i32>,
-}
-
-/// As much of what a command says in the end as is told.
-const LAST_WORDS: usize = 200;
-
-impl Driver for Runner {
-    async fn connect(&mut self, case: &str) -> Result<(), Finding> {
-        let Some((program, arguments)) = self.command.split_first() else {
-            output::note(&format!("{case}: connect now"));
-            return Ok(());
-        };
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env("COUNTERSIGN_PROBE_ADDR", self.address.to_string())
-            .stdin(Stdio::null())
-            // What it prints is of no interest, and would mix with ours.
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            // What it starts in turn must not connect to the next certificate.
-            .process_group(0)
-            .kill_on_drop(true);
-        let mut child = command.spawn().map_err(|e| {
-            Finding::new(Code::FileUnreadable, format!("cannot start `{program}`: {e}"))
-        })?;
-        self.group = child.id().and_then(|id| i32::try_from(id).ok());
-        let stderr = child.stderr.take();
-        let said = tokio::spawn(async move {
-            let mut last = Vec::new();
-            let mut buf = [0; 4096];
-            if let Some(mut stderr) = stderr {
-                while let Ok(n @ 1..) = stderr.read(&mut buf).await {
-                    last.extend_from_slice(&buf[..n]);
-                    let too_much = last.len().saturating_sub(4096);
-                    last.drain(..too_much);
-                }
-            }
-            let text = String::from_utf8_lossy(&last).into_owned();
-            let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
-            line.trim().chars().filter(|c| !c.is_control()).take(LAST_WORDS).collect()
-        });
-        self.child = Some((child, said));
-        Ok(())
-    }
-
-    async fn ended(&mut self) -> Ended {
-        let Some((child, said)) = &mut self.child else { return std::future::pending().await };
-        let status = child.wait().await;
-        let said = tokio::time::timeout(Duration::from_millis(200), said).await;
-        let said = said.ok().and_then(Result::ok).filter(|s| !s.is_empty());
-        let how = match &status {
-            Ok(status) => format!("ended with {status}"),
-            Err(e) => e.to_string(),
-        };
-        let how = match said {
-            Some(said) => format!("{how}: `{said}`"),
-            None => how,
-        };
-        Ended { well: status.is_ok_and(|s| s.success()), how }
-    }
-
-    fn tells(&self) -> bool {
-        !self.command.is_empty()
-    }
-
-    async fn stop(&mut self) {
-        let Some((mut child, said)) = self.child.take() else { return };
-        said.abort();
-        // The group lives on while one of its processes does, so its number is not another's by now; where none
-        // is left this fails, which is as well.
-        if let Some(pid) = self.group.take().and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-        }
-        let _ = child.kill().await;
-    }
-}
-
-fn print(report: &Report, global: &Global) -> Result<(), Finding> {
-    if global.output == Format::Json {
-        return output::json("countersign.probe/v1", report);
-    }
-    let rows: Vec<Vec<String>> = report
-        .cases
-        .iter()
-        .map(|c| vec![c.id.clone(), c.outcome.as_str().to_owned(), c.evidence.clone()])
-        .collect();
-    output::table(&["TRIED", "OUTCOME", "EVIDENCE"], &rows)?;
-    if !report.findings.is_empty() {
-        output::line("")?;
-        let rows: Vec<Vec<String>> = report
-            .findings
-            .iter()
-            .map(|f| {
-                let what = format!("{}: {}", f.title, f.evidence);
-                vec![f.severity.as_str().to_owned(), f.rule.to_owned(), what]
-            })
-            .collect();
-        output::table(&["SEVERITY", "RULE", "WHAT IS WRONG"], &rows)?;
-        let mut told: Vec<&str> = Vec::new();
-        for f in &report.findings {
-            if !told.contains(&f.fix) {
-                told.push(f.fix);
-                output::note(&format!("fix ({}): {}", f.rule, f.fix));
-            }
-        }
-    }
-    for what in &report.not_tried {
-        output::note(&format!("not tried: {what}"));
-    }
-    let unclear = report.cases.iter().filter(|c| c.outcome == Outcome::Unclear).count();
-    let mut line = format!(
-        "{} tried over {} connections, {} unclear, {} findings",
-        report.cases.len(),
-        report.connections,
-        unclear,
-        report.findings.len()
-    );
-    if let Some(negotiated) = &report.negotiated {
-        line.push_str(&format!("; {negotiated}"));
-    }
-    output::note(&line);
-    Ok(())
 }

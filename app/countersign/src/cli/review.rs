@@ -171,8 +171,8 @@ impl ReviewCommand {
         if let Some(path) = &self.write_baseline {
             baseline::write(path, &outcome.report)?;
             output::note(&format!(
-                "{} findings written to {}",
-                outcome.report.issues.len(),
+                "{} written to {}",
+                output::counted(outcome.report.issues.len(), "finding"),
                 path.display()
             ));
         }

@@ -102,8 +102,9 @@ impl Target<'_> {
                 report.not_tried.push(what.into());
             }
         }
-        if o.revoked.is_none() {
-            report.not_tried.push("client/revoked: give --revoked-cert and --revoked-key".into());
+        if o.revoked.is_none() && o.revocation.is_none() {
+            let what = "client/revoked: give --revoked-cert and --revoked-key, or let one be revoked with --revoke";
+            report.not_tried.push(what.into());
         }
     }
 
@@ -113,7 +114,7 @@ impl Target<'_> {
     }
 
     /// What is made differs from what is right in one thing only.
-    fn right_leaf(&self) -> Option<CertInfo> {
+    pub(super) fn right_leaf(&self) -> Option<CertInfo> {
         CertInfo::parse(self.options.right.as_ref()?.chain.first()?).ok()
     }
 

@@ -3,6 +3,7 @@
 use countersign_review::{Catalogue, Issue};
 
 use super::Outcome;
+use crate::output::counted;
 
 const STEPS: [&str; 7] = [
     "Trust boundaries",
@@ -27,7 +28,8 @@ fn code(text: &str) -> String {
 pub(super) fn render(catalogue: &Catalogue, outcome: &Outcome) -> String {
     let report = &outcome.report;
     let mut out = String::from("# mTLS and identity review\n\n");
-    out.push_str(&format!("{} files, {} lines.", report.files, report.lines));
+    let (files, lines) = (counted(report.files, "file"), counted(report.lines, "line"));
+    out.push_str(&format!("{files}, {lines}."));
     if outcome.allowed > 0 {
         out.push_str(&format!(" Covered by exceptions: {}.", outcome.allowed));
     }

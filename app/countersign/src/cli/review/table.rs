@@ -34,9 +34,9 @@ pub(super) fn print(outcome: &Outcome) -> Result<(), Finding> {
     let counted: Vec<String> =
         counts.iter().map(|(s, n)| format!("{n} {}", s.0.as_str())).collect();
     let mut line = format!(
-        "{} files, {} lines: {}",
-        report.files,
-        report.lines,
+        "{}, {}: {}",
+        output::counted(report.files, "file"),
+        output::counted(report.lines, "line"),
         if counted.is_empty() { "nothing found".to_owned() } else { counted.join(", ") }
     );
     if outcome.allowed > 0 {

@@ -31,6 +31,9 @@ type setup struct {
 	Name, Dir, Protocol, Auth, Cert, ID, Headers, Plain string
 	Port, Also                                          int
 	CRL, Old, Weak                                      bool
+	// Where the list is read anew at every handshake: "certificate" (resumed sessions are not looked at),
+	// "connection" (they are).
+	Live string
 }
 
 func must[T any](value T, err error) T {
@@ -44,6 +47,18 @@ func roots(s setup) *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(must(os.ReadFile(s.Dir + "/client-ca.pem")))
 	return pool
+}
+
+// isRevoked looks at the list as it is now.
+func isRevoked(s setup, leaf *x509.Certificate) error {
+	block, _ := pem.Decode(must(os.ReadFile(s.Dir + "/live-crl.pem")))
+	list := must(x509.ParseRevocationList(block.Bytes))
+	for _, revoked := range list.RevokedCertificateEntries {
+		if revoked.SerialNumber.Cmp(leaf.SerialNumber) == 0 {
+			return errors.New("revoked")
+		}
+	}
+	return nil
 }
 
 func config(s setup) *tls.Config {
@@ -87,6 +102,16 @@ func config(s setup) *tls.Config {
 				}
 			}
 			return nil
+		}
+	}
+	switch s.Live {
+	case "certificate":
+		out.VerifyPeerCertificate = func(_ [][]byte, chains [][]*x509.Certificate) error {
+			return isRevoked(s, chains[0][0])
+		}
+	case "connection":
+		out.VerifyConnection = func(state tls.ConnectionState) error {
+			return isRevoked(s, state.PeerCertificates[0])
 		}
 	}
 	return out
