@@ -8,7 +8,7 @@ use countersign_tls::current_time;
 use countersign_x509::pem;
 use serde_json::Value;
 
-use crate::kit::{Home, application, eventually, free_port};
+use crate::kit::{Home, Running, application, eventually, free_port, other_clock};
 
 /// The checks that did not succeed, as `result code`.
 fn bad(report: &Value) -> Vec<String> {
@@ -148,6 +148,46 @@ fn each_symptom_of_a_port_has_its_name_and_its_fix() {
         assert!(first.contains(&format!("[{code}]")), "{what}: {text}");
         assert!(text.contains("hint: "), "{what}: {text}");
     }
+}
+
+#[test]
+fn a_host_whose_clock_is_off_is_named_wherever_one_asks() {
+    let home = Home::new();
+    home.ok(&["init", "--trust-domain", "corp.test"]);
+    let (_server, _) = home.start(&["server", "--listen", "127.0.0.1:0"]);
+    // Another host, with a directory and a clock of its own. One that lags cannot even join: see the symptoms.
+    let host = Home::new();
+    let join = home.ok(&["token"]);
+    let log = std::fs::File::create(host.path("log")).unwrap();
+    let agent = host
+        .command(&["agent", "--join", join.trim()])
+        .env("LD_PRELOAD", other_clock())
+        .env("CLOCK_AHEAD", "45")
+        .stdout(std::process::Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let _agent = Running(agent);
+    let clock = |home: &Home| {
+        let (_, report) = check(home, &[]);
+        let groups = report["categories"].as_array().unwrap().clone();
+        let clock = groups.iter().find(|c| c["categoryName"] == "clock")?;
+        let checks = clock["checks"].as_array().unwrap().clone();
+        checks.into_iter().find(|c| c["result"] == "error")
+    };
+    let told = eventually("the server knows", || clock(&home));
+    assert_eq!(told["code"], "CS6001");
+    let text = told["error"].as_str().unwrap();
+    assert!(text.contains("45 s ahead") || text.contains("44 s ahead"), "{text}");
+    assert!(text.contains("/spire/agent/"), "{text}");
+    let told = eventually("the host itself knows", || clock(&host));
+    assert!(told["error"].as_str().unwrap().starts_with("this host is 4"), "{told}");
+    assert!(host.log("log").contains("CS6001"), "{}", host.log("log"));
+    // Both processes are looked at.
+    let (_, report) = check(&home, &[]);
+    assert!(report.to_string().contains("the server takes "), "{report}");
+    let (_, report) = check(&host, &[]);
+    assert!(report.to_string().contains("the agent takes "), "{report}");
 }
 
 #[test]

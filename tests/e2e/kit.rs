@@ -2,10 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -196,3 +196,35 @@ pub fn reluctant(released: Arc<AtomicBool>) -> SocketAddr {
     });
     address
 }
+
+/// A library that gives whoever is started with it (LD_PRELOAD) a clock that is CLOCK_AHEAD seconds ahead.
+pub fn other_clock() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let dir = std::env::temp_dir().join(format!("countersign-clock-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let source = dir.join("clock.c");
+        std::fs::write(&source, CLOCK).unwrap();
+        let library = dir.join("clock.so");
+        let done = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([&library, &source])
+            .output()
+            .expect("a C compiler, as the build needs one too");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        library
+    })
+}
+
+const CLOCK: &str = r#"
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t id, struct timespec *t) {
+    int result = syscall(SYS_clock_gettime, id, t);
+    const char *ahead = getenv("CLOCK_AHEAD");
+    if (id == CLOCK_REALTIME && ahead) t->tv_sec += atol(ahead);
+    return result;
+}
+"#;

@@ -7,4 +7,5 @@ mod check;
 mod kit;
 mod mesh;
 mod outages;
+mod symptoms;
 mod workload_api;

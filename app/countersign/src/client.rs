@@ -16,6 +16,9 @@ use countersign_wire::proto::spire::api::server::{agent, bundle, entry};
 use countersign_wire::rpc::{Channel, Status};
 use countersign_wire::status::to_finding;
 
+/// Records of the journal in one answer, as servers allow.
+const JOURNAL_PAGE: u32 = 1000;
+
 /// The server's admin socket.
 pub(crate) struct Server {
     channel: Channel,
@@ -78,6 +81,32 @@ impl Server {
     pub(crate) async fn list_policies(&self) -> Result<own::PolicySet, Finding> {
         let answer = self.admin().list_policies(own::ListPoliciesRequest {}).await;
         Ok(answer.map_err(|s| self.refused(&s))?.into_inner())
+    }
+
+    /// The newest `most` records of the journal, and whether its hash chain over them holds.
+    pub(crate) async fn journal(
+        &self,
+        most: u32,
+    ) -> Result<(Vec<own::journal_response::Record>, bool), Finding> {
+        let (mut records, mut intact) = (Vec::new(), true);
+        loop {
+            let left = most.saturating_sub(u32::try_from(records.len()).unwrap_or(most));
+            let before = records.last().map_or(0, |r: &own::journal_response::Record| r.number);
+            if left == 0 || before == 1 {
+                return Ok((records, intact));
+            }
+            let limit = left.min(JOURNAL_PAGE);
+            let answer = self.admin().journal(own::JournalRequest { limit, before }).await;
+            let answer = answer.map_err(|s| self.refused(&s))?.into_inner();
+            intact &= answer.chain_intact;
+            // A server that knows no pages gives the newest again.
+            let older = |r: &own::journal_response::Record| before == 0 || r.number < before;
+            let known = records.len();
+            records.extend(answer.records.into_iter().filter(older));
+            if records.len() == known {
+                return Ok((records, intact));
+            }
+        }
     }
 
     /// A join string for one agent, good for `ttl_secs`. `node` is a lasting name for it: entries under

@@ -378,6 +378,9 @@ catalogue! {
     6005 InternalError "internal_error" High
         "internal error",
         "this is a bug; please report it with the output above";
+    6006 MemoryGrowing "memory_growing" Medium
+        "a process takes more and more memory",
+        "note what it does, restart it at a quiet time, and report it with `countersign status`";
 }
 
 impl Code {

@@ -62,7 +62,11 @@ pub trait Store: Send + Sync {
     /// Appends records to the journal. Nothing is issued before this has returned.
     async fn append_journal(&self, records: Vec<JournalRecord>) -> Result<(), StoreError>;
     /// The newest `limit` records, newest first, and whether their hash chain is intact.
-    async fn journal(&self, limit: u32) -> Result<(Vec<JournalEntry>, bool), StoreError>;
+    async fn journal(
+        &self,
+        limit: u32,
+        before: Option<u64>,
+    ) -> Result<(Vec<JournalEntry>, bool), StoreError>;
     /// How many records the journal has.
     async fn journal_len(&self) -> Result<u64, StoreError>;
 }

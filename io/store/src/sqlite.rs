@@ -297,8 +297,12 @@ impl Store for SqliteStore {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    async fn journal(&self, limit: u32) -> Result<(Vec<JournalEntry>, bool), StoreError> {
-        self.transact(move |tx| rows::journal(tx, limit)).await
+    async fn journal(
+        &self,
+        limit: u32,
+        before: Option<u64>,
+    ) -> Result<(Vec<JournalEntry>, bool), StoreError> {
+        self.transact(move |tx| rows::journal(tx, limit, before)).await
     }
 
     async fn journal_len(&self) -> Result<u64, StoreError> {

@@ -114,9 +114,12 @@ async fn contract<S: Store>(open: impl AsyncFn() -> S) {
     assert_eq!(all.authorities, [authority]);
     assert_eq!(all.bundle_sequence, 9);
     assert_eq!(store.journal_len().await.unwrap(), 5);
-    let (newest, intact) = store.journal(3).await.unwrap();
+    let (newest, intact) = store.journal(3, None).await.unwrap();
     assert!(intact);
     assert_eq!(newest.iter().map(|e| e.number).collect::<Vec<_>>(), [5, 4, 3]);
+    let (older, intact) = store.journal(3, Some(3)).await.unwrap();
+    assert!(intact);
+    assert_eq!(older.iter().map(|e| e.number).collect::<Vec<_>>(), [2, 1]);
     assert!(store.delete_agent(agent.id.clone()).await.unwrap());
     assert!(!store.delete_agent(agent.id).await.unwrap());
     let gone = |n: &str| store.delete_policy("AuthorizationPolicy".into(), "shop".into(), n.into());
@@ -128,7 +131,7 @@ async fn contract<S: Store>(open: impl AsyncFn() -> S) {
     for result in futures_join(tasks).await {
         result.unwrap();
     }
-    let (all, intact) = store.journal(1000).await.unwrap();
+    let (all, intact) = store.journal(1000, None).await.unwrap();
     assert_eq!(all.len(), 405);
     assert!(intact);
 }
@@ -175,7 +178,7 @@ async fn a_changed_journal_shows() {
     assert!(refused.unwrap_err().to_string().contains("append-only"));
     raw.execute_batch("DROP TRIGGER journal_no_update").unwrap();
     raw.execute("UPDATE journal SET serial = 'forged' WHERE number = 3", []).unwrap();
-    let (_, intact) = store.journal(100).await.unwrap();
+    let (_, intact) = store.journal(100, None).await.unwrap();
     assert!(!intact);
 }
 

@@ -8,5 +8,6 @@ mod process;
 pub use files::FileWatch;
 pub use listen::{ListenError, bind_tcp, bind_unix, tune};
 pub use process::{
-    PeerProcess, ProcessError, is_descendant, own_uid, parent_of, raise_open_files, start_time_of,
+    PeerProcess, ProcessError, is_descendant, own_pid, own_uid, parent_of, raise_open_files,
+    resident_bytes, start_time_of,
 };

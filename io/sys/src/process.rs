@@ -96,6 +96,19 @@ pub fn parent_of(pid: i32) -> Option<i32> {
     stat_field(pid, 1)?.parse().ok()
 }
 
+/// Memory in use that is not swapped out, bytes; `None` if the process is gone or hidden.
+pub fn resident_bytes(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// This process.
+pub fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
 fn stat_field(pid: i32, after_name: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
@@ -128,6 +141,8 @@ mod tests {
         let peer = PeerProcess::of(&a).unwrap();
         assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
         peer.still_alive().unwrap();
+        assert_eq!(own_pid(), peer.pid);
+        assert!(resident_bytes(peer.pid).unwrap() > 100_000);
         assert!(is_descendant(
             peer.pid,
             parent_of(peer.pid).unwrap(),

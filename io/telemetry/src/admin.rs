@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use countersign_sys::{own_pid, resident_bytes};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -67,6 +68,9 @@ impl AdminServer {
                 Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
             },
             "/metrics" => {
+                if let Some(bytes) = resident_bytes(own_pid()) {
+                    self.metrics.memory(bytes);
+                }
                 let mut response = text(StatusCode::OK, self.metrics.encode());
                 response.headers_mut().insert(
                     http::header::CONTENT_TYPE,

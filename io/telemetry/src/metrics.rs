@@ -157,6 +157,7 @@ pub struct Metrics {
     rotations: Family<Kind, Counter>,
     issued: Family<Kind, Counter>,
     remaining: F64Gauge,
+    memory: Gauge,
     policy_generation: Gauge,
     policy_current: Gauge,
     streams: Gauge,
@@ -203,6 +204,7 @@ impl Metrics {
             rotations: Family::default(),
             issued: Family::default(),
             remaining: F64Gauge::default(),
+            memory: Gauge::default(),
             policy_generation: Gauge::default(),
             policy_current: Gauge::default(),
             streams: Gauge::default(),
@@ -293,6 +295,12 @@ impl Metrics {
             "countersign_svid_lifetime_remaining_ratio",
             "Least remaining part of the life of any SVID held",
             m.remaining.clone(),
+        );
+        // The name that every exporter uses.
+        r.register(
+            "process_resident_memory_bytes",
+            "Memory in use that is not swapped out",
+            m.memory.clone(),
         );
         r.register(
             "countersign_policy_generation",
@@ -453,6 +461,11 @@ impl Metrics {
     /// Least remaining ratio of life, 0..=1.
     pub fn lifetime_remaining(&self, ratio: f64) {
         self.remaining.set(ratio);
+    }
+
+    /// Memory in use, bytes.
+    pub fn memory(&self, bytes: u64) {
+        self.memory.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// The policy set in force, and whether it is the newest received.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use countersign_findings::{Code, Finding};
 use countersign_identity::{BundleSet, SpiffeId, X509Svid};
-use countersign_x509::{AnchorError, CertInfo, LegacyTrust, PeerRole, TrustStore, spiffe_leaf};
+use countersign_x509::{
+    AnchorError, CertInfo, LegacyTrust, PeerRole, Presented, TrustStore, spiffe_leaf,
+};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -13,6 +15,7 @@ use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use tokio::sync::watch;
 
 use crate::verifier::{PeerMatcher, Verifier};
+use crate::{HandshakeError, current_time};
 
 /// What may be negotiated.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +66,7 @@ pub struct Credentials {
     pub leaf: CertInfo,
     /// Whom to trust.
     pub store: Arc<TrustStore>,
+    presented: Presented,
     key: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
     options: TlsOptions,
@@ -105,9 +109,11 @@ impl Credentials {
         let leaf_der = svid.chain.first().ok_or_else(|| malformed("the chain is empty".into()))?;
         let leaf = CertInfo::parse(leaf_der).map_err(|e| malformed(e.to_string()))?;
         let id = spiffe_leaf(&leaf, PeerRole::Server).map_err(|e| malformed(e.to_string()))?;
-        if bundles.bundle(id.trust_domain()).is_none() {
+        let Some(bundle) = bundles.bundle(id.trust_domain()) else {
             return Err(CredentialError::NoBundle(id));
-        }
+        };
+        let roots = bundle.x509_authorities.iter().map(|a| a.der.clone()).collect();
+        let presented = Presented::new(svid.chain.clone(), roots);
         let provider = Arc::new(provider());
         let chain: Vec<CertificateDer<'static>> =
             svid.chain.iter().map(|c| CertificateDer::from(c.clone())).collect();
@@ -135,12 +141,22 @@ impl Credentials {
             id,
             leaf,
             store,
+            presented,
             key,
             provider,
             options,
             server: Arc::new(server),
             server_verifier: verifier,
         })
+    }
+
+    /// What a failed handshake means. Where the peer has refused us, what we presented says more than its alert.
+    pub fn explain(&self, error: &HandshakeError) -> Finding {
+        let refused = match error {
+            HandshakeError::Alert(alert, _) => self.presented.refused(alert, current_time()),
+            _ => None,
+        };
+        refused.unwrap_or_else(|| error.finding())
     }
 
     /// A client configuration that accepts only `wanted` peers. Make it once per listener and generation.

@@ -56,6 +56,12 @@ pub fn current_time() -> UnixTime {
     UnixTime::from_secs(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
 }
 
+/// The system's clock, milliseconds since 1970: for comparing clocks.
+pub fn current_time_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Accepts a connection from a peer that must prove its identity, or its name where `credentials` let it in by that.
 pub async fn accept<S>(
     stream: S,

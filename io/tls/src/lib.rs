@@ -16,7 +16,7 @@ pub use credentials::{ClientSide, CredentialError, Credentials, LiveCredentials,
 pub use error::HandshakeError;
 pub use handshake::{
     ClientStream, HandshakeInfo, ServerStream, Session, accept, accept_optional, connect,
-    connect_bootstrap, current_time, presented_chain,
+    connect_bootstrap, current_time, current_time_ms, presented_chain,
 };
 pub use verifier::PeerMatcher;
 pub use web::WebClient;

@@ -8,10 +8,20 @@ use countersign_identity::{
     X509Authority,
 };
 
+use countersign_lifecycle::Growth;
+
+use crate::proto::countersign::server::v1::Memory;
 use crate::proto::spire::api::types;
 
 fn invalid(field: &str, detail: impl std::fmt::Display) -> Finding {
     Finding::new(Code::EntryInvalid, format!("{field}: {detail}")).at(field.to_owned())
+}
+
+/// What a process takes, and how it grew, for the wire.
+pub fn from_memory((bytes, growth): (u64, Option<Growth>)) -> Memory {
+    let (grew_from, grew_to) = growth.map_or((0, 0), |g| (g.from, g.to));
+    let grew_seconds = growth.map_or(0, |g| g.over.as_secs());
+    Memory { bytes, grew_from, grew_to, grew_seconds }
 }
 
 /// A SPIFFE ID from its wire form; `field` names it in errors.

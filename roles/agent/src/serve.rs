@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use countersign_findings::{Code, Finding};
 use countersign_keys::{SealKey, create_dir_private};
-use countersign_sys::{PeerProcess, bind_unix};
-use countersign_telemetry::{Metrics, Outcome};
+use countersign_sys::{PeerProcess, bind_unix, own_pid};
+use countersign_telemetry::{MEMORY_EVERY, MemoryWatch, Metrics, Outcome};
 use countersign_tls::current_time;
 use countersign_wire::AuthorityFilter;
 use countersign_wire::join::JoinString;
@@ -161,6 +161,7 @@ impl Agent {
             hashes: Arc::default(),
             hashing: Shared::hashing(),
             progress: Arc::clone(&progress),
+            memory: MemoryWatch::new(own_pid()),
             metrics: Arc::clone(&metrics),
             streams: Shared::streams(),
             tokens: Mutex::new(HashMap::new()),
@@ -185,6 +186,7 @@ impl Agent {
                 end.send_replace(Some(Code::AgentBanned));
             }
         });
+        tasks.spawn(look_at_memory(Arc::clone(&shared), stopped.clone()));
         tasks.spawn(serve_socket(shared, listener, stopped));
         Ok(RunningAgent {
             id,
@@ -216,6 +218,20 @@ fn lock(options: &AgentOptions) -> Result<fs::File, Finding> {
 
 async fn stopping(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|s| *s).await;
+}
+
+/// Its own, and that of the proxies on this node.
+async fn look_at_memory(shared: Arc<Shared>, stopped: watch::Receiver<bool>) {
+    let stop = stopping(stopped);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => return,
+            () = tokio::time::sleep(MEMORY_EVERY) => {}
+        }
+        shared.memory.look();
+        shared.proxies.look();
+    }
 }
 
 async fn serve_socket(shared: Arc<Shared>, listener: UnixListener, stopped: watch::Receiver<bool>) {

@@ -9,6 +9,7 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{Bundle, BundleSet, Entry, SpiffeId, TrustDomain, UnixTime, X509Svid};
 use countersign_keys::{KeyAlgorithm, PrivateKey, Signer};
 use countersign_sys::tune;
+use countersign_tls::current_time_ms;
 use countersign_tls::{Credentials, PeerMatcher, TlsOptions, connect, connect_bootstrap};
 use countersign_wire::convert;
 use countersign_wire::dial;
@@ -337,7 +338,7 @@ impl ServerApi {
     /// Announcements of changes; SPIRE's servers do not have them.
     pub(crate) async fn watch(&self) -> Result<Streaming<own::Generations>, Status> {
         let mut client = own::changes_client::ChangesClient::new(self.channel.clone());
-        Ok(client.watch(own::WatchRequest {}).await?.into_inner())
+        Ok(client.watch(own::WatchRequest { time_ms: current_time_ms() }).await?.into_inner())
     }
 
     pub(crate) async fn policies(&self) -> Result<own::PolicySet, Status> {

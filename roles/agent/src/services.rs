@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use countersign_findings::{Code, Finding};
 use countersign_identity::{SelectorSet, UnixTime};
 use countersign_sys::PeerProcess;
-use countersign_telemetry::{Metrics, Outcome};
+use countersign_telemetry::{MemoryWatch, Metrics, Outcome};
 use countersign_wire::proto::countersign::node::v1::node_server::NodeServer;
 use countersign_wire::proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use countersign_wire::proto::grpc::health::v1::health_server::HealthServer;
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) hashes: Arc<Hashes>,
     pub(crate) hashing: Semaphore,
     pub(crate) progress: Arc<Progress>,
+    pub(crate) memory: MemoryWatch,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) tokens: Mutex<HashMap<(String, Vec<String>), (Jwtsvid, UnixTime)>>,

@@ -10,7 +10,7 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::Entry;
 use countersign_lifecycle::Backoff;
 use countersign_telemetry::{Metrics, Outcome};
-use countersign_tls::current_time;
+use countersign_tls::{current_time, current_time_ms};
 use countersign_wire::proto::countersign::server::v1::Generations;
 use countersign_wire::rpc::{Code as GrpcCode, Status, Streaming};
 use countersign_wire::status::{Reason, denied_reason, to_finding};
@@ -27,12 +27,17 @@ const POLL: Duration = Duration::from_secs(5);
 /// SVIDs asked for in one call.
 const BATCH: usize = 250;
 
+/// Certificates begin this much before they are issued, so a clock that is off by more breaks fresh ones.
+const CLOCK_OFF_MS: u64 = countersign_x509::profile::BACKDATE_SECS * 1000;
+
 /// What others may see of the loop.
 #[derive(Default)]
 pub(crate) struct Progress {
     pub(crate) reachable: AtomicBool,
     pub(crate) last_sync: AtomicI64,
     pub(crate) last_error: Mutex<String>,
+    /// The server's clock minus ours, milliseconds, as far as it has told.
+    pub(crate) server_ahead: Mutex<Option<i64>>,
 }
 
 impl Progress {
@@ -40,6 +45,24 @@ impl Progress {
         self.reachable.store(false, Ordering::Relaxed);
         *self.last_error.lock().unwrap_or_else(|e| e.into_inner()) =
             format!("[{}] {}", e.code, e.message);
+    }
+
+    /// The server has told its time, unless it is 0.
+    fn clock(&self, theirs: i64, ours: i64) {
+        if theirs <= 0 {
+            return;
+        }
+        let ahead = theirs.saturating_sub(ours);
+        let mut known = self.server_ahead.lock().unwrap_or_else(|e| e.into_inner());
+        let is_off = |ahead: i64| ahead.unsigned_abs() > CLOCK_OFF_MS;
+        if is_off(ahead) && !known.is_some_and(is_off) {
+            tracing::warn!(
+                code = %Code::ClockSkew,
+                "the server's clock is {:.1} s ahead of this host's",
+                ahead as f64 / 1000.0
+            );
+        }
+        *known = Some(ahead);
     }
 
     fn succeeded(&self) {
@@ -119,8 +142,9 @@ impl Sync {
                 _ = stopped.wait_for(|s| *s) => return Ended::Stopped,
                 () = tokio::time::sleep(wait) => wait == poll,
                 message = next_change(&mut changes) => {
-                    if !matches!(message, Ok(Some(_))) {
-                        changes = None;
+                    match message {
+                        Ok(Some(told)) => self.progress.clock(told.time_ms, current_time_ms()),
+                        _ => changes = None,
                     }
                     true
                 }

@@ -214,7 +214,7 @@ impl Inbound<'_> {
             accept(ReadAhead::new(stream), &credentials, self.shared.handshake_timeout).await;
         let Session { mut stream, peer, info } = match session {
             Ok(session) => session,
-            Err(e) => return self.refuse(&e.finding().at(self.from.to_string())),
+            Err(e) => return self.refuse(&credentials.explain(&e).at(self.from.to_string())),
         };
         self.shared.metrics.handshake_succeeded(Direction::Inbound, info.duration);
         if let Some(name) = &info.server_name {

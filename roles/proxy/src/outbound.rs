@@ -123,6 +123,13 @@ impl Outbound<'_> {
         }
     }
 
+    fn explain(&self, error: &HandshakeError) -> Finding {
+        match self.shared.credentials.current() {
+            Some(own) => own.explain(error),
+            None => error.finding(),
+        }
+    }
+
     fn note(&self, finding: &Finding) {
         self.shared.note(
             "request_denied",
@@ -139,20 +146,31 @@ impl Outbound<'_> {
         self.note(&Finding::new(code, code.title()));
     }
 
-    /// Dials the peer, makes it prove itself, and decides.
+    /// Dials the peer, makes it prove itself, and decides. What fails has been told when it returns.
     async fn open(&self) -> Result<Opened, Finding> {
-        let (client, generation) = self.listener.client(self.shared)?;
+        let told = |finding: Finding| {
+            self.shared.note(
+                "connect",
+                Direction::Outbound,
+                self.id,
+                self.source(),
+                self.listener.options.upstream.clone(),
+                &finding,
+            );
+            finding
+        };
+        let (client, generation) = self.listener.client(self.shared).map_err(told)?;
         let upstream = &self.listener.options.upstream;
-        let stream = ReadAhead::new(dial(upstream).await?);
+        let stream = ReadAhead::new(dial(upstream).await.map_err(told)?);
         match connect(stream, &client, self.shared.handshake_timeout).await {
             Ok(session) => {
                 self.shared.metrics.handshake_succeeded(Direction::Outbound, session.info.duration);
                 self.note_handshake(&session.peer, &session.info);
-                let permit = self.permit(&session.peer)?;
+                let permit = self.permit(&session.peer).map_err(told)?;
                 Ok(Opened { stream: session.stream, peer: session.peer, permit, generation })
             }
             Err(e) => {
-                let finding = e.finding().at(upstream.clone());
+                let finding = self.explain(&e).at(upstream.clone());
                 self.shared.refuse(
                     Direction::Outbound,
                     self.id,
@@ -209,12 +227,7 @@ impl Outbound<'_> {
     async fn tcp(&self, client: &mut TcpStream, count: &mut Volume) {
         let Opened { stream: mut far, peer, permit, .. } = match self.open().await {
             Ok(opened) => opened,
-            Err(finding) => {
-                if finding.code != Code::InternalError {
-                    tracing::debug!(connection = %self.id, "not opened: {}", finding.message);
-                }
-                return self.explain(client, finding.code).await;
-            }
+            Err(finding) => return self.tell(client, finding.code).await,
         };
         let before = *count;
         let work = relay(client, &mut far, Vec::new(), count);
@@ -227,7 +240,7 @@ impl Outbound<'_> {
                 let refused = HandshakeError::of_established(&error);
                 if let Some(e) = refused {
                     // The peer's verdict on our certificate arrives after our side was done.
-                    let finding = e.finding().at(self.listener.options.upstream.clone());
+                    let finding = self.explain(&e).at(self.listener.options.upstream.clone());
                     self.shared.refuse(
                         Direction::Outbound,
                         self.id,
@@ -236,7 +249,7 @@ impl Outbound<'_> {
                         &finding,
                     );
                     if count.received == before.received {
-                        return self.explain(client, finding.code).await;
+                        return self.tell(client, finding.code).await;
                     }
                 }
                 tracing::debug!(connection = %self.id, "connection broke: {error}");
@@ -253,7 +266,7 @@ impl Outbound<'_> {
     }
 
     /// Tells an HTTP client why; others only see the connection close.
-    async fn explain(&self, client: &mut TcpStream, code: Code) {
+    async fn tell(&self, client: &mut TcpStream, code: Code) {
         let mut head = [0; 4096];
         let read = tokio::time::timeout(Duration::from_millis(200), client.read(&mut head)).await;
         if let Ok(Ok(n)) = read

@@ -6,6 +6,7 @@
 
 mod authority;
 mod caller;
+mod clocks;
 mod init;
 mod registry;
 mod serve;

@@ -3,15 +3,15 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
 use countersign_identity::{BundleSet, SpiffeId, X509Svid};
 use countersign_keys::{KeyAlgorithm, PrivateKey, SealKey, Signer};
 use countersign_lifecycle::renewal_time;
 use countersign_store::{SqliteStore, Store};
-use countersign_sys::{PeerProcess, bind_tcp, bind_unix, tune};
-use countersign_telemetry::{Metrics, Outcome};
+use countersign_sys::{PeerProcess, bind_tcp, bind_unix, own_pid, tune};
+use countersign_telemetry::{MEMORY_EVERY, MemoryWatch, Metrics, Outcome};
 use countersign_tls::{Credentials, LiveCredentials, accept_optional, current_time};
 use countersign_wire::AuthorityFilter;
 use countersign_wire::serve::{WithCaller, serve};
@@ -136,6 +136,8 @@ impl Server {
             address: address.to_string(),
             started_at: now,
             attesting: Semaphore::new(32),
+            clocks: Arc::default(),
+            memory: MemoryWatch::new(own_pid()),
         });
         let live = Arc::new(LiveCredentials::empty());
         renew_own(&shared, &live, 1).await?;
@@ -241,10 +243,15 @@ async fn keep_own(shared: Arc<Shared>, live: Arc<LiveCredentials>, stopped: watc
 async fn upkeep(shared: Arc<Shared>, stopped: watch::Receiver<bool>) {
     let stop = stopping(stopped);
     tokio::pin!(stop);
+    let mut looked = Instant::now();
     loop {
         tokio::select! {
             () = &mut stop => return,
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+        if looked.elapsed() >= MEMORY_EVERY {
+            looked = Instant::now();
+            shared.memory.look();
         }
         let now = current_time();
         let results = [

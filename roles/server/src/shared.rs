@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use countersign_identity::{TrustDomain, UnixTime};
 use countersign_store::{PolicyRecord, Store};
-use countersign_telemetry::Metrics;
+use countersign_telemetry::{MemoryWatch, Metrics};
 use tokio::sync::{Semaphore, watch};
 
 use crate::authority::AuthorityManager;
+use crate::clocks::Clocks;
 use crate::registry::Registry;
 
 pub(crate) struct Shared {
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     pub(crate) started_at: UnixTime,
     /// Attestations under way; each costs signatures and a write.
     pub(crate) attesting: Semaphore,
+    pub(crate) clocks: Arc<Clocks>,
+    pub(crate) memory: MemoryWatch,
 }
 
 /// Policies as applied, with the generation that counts changes.

@@ -104,17 +104,11 @@ impl CaCommand {
 }
 
 async fn journal(server: &Server, limit: u32, format: Format) -> Result<ExitCode, Finding> {
-    let answer = server
-        .admin()
-        .journal(own::JournalRequest { limit })
-        .await
-        .map_err(|s| server.refused(&s))?
-        .into_inner();
+    let (records, intact) = server.journal(limit).await?;
     let time = |secs: i64| UnixTime::from_secs(secs).to_string();
     match format {
         Format::Json => {
-            let records: Vec<_> = answer
-                .records
+            let records: Vec<_> = records
                 .iter()
                 .map(|r| {
                     json!({
@@ -126,12 +120,11 @@ async fn journal(server: &Server, limit: u32, format: Format) -> Result<ExitCode
                 .collect();
             output::json(
                 "countersign.journal/v1",
-                &json!({"chain_intact": answer.chain_intact, "records": records}),
+                &json!({"chain_intact": intact, "records": records}),
             )?;
         }
         Format::Table => {
-            let rows: Vec<Vec<String>> = answer
-                .records
+            let rows: Vec<Vec<String>> = records
                 .into_iter()
                 .map(|r| {
                     vec![
@@ -147,7 +140,7 @@ async fn journal(server: &Server, limit: u32, format: Format) -> Result<ExitCode
             output::table(&["NO", "ISSUED", "KIND", "SPIFFE ID", "UNTIL", "SERIAL"], &rows)?;
         }
     }
-    if answer.chain_intact {
+    if intact {
         Ok(ExitCode::SUCCESS)
     } else {
         output::note("error: the journal's hash chain is broken: records were altered or removed");

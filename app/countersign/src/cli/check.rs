@@ -2,6 +2,7 @@
 
 pub(super) mod certificates;
 mod files;
+mod hosts;
 mod listeners;
 pub(super) mod live;
 pub(super) mod report;

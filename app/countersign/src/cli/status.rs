@@ -95,6 +95,7 @@ async fn server_status(server: &Server) -> Value {
                 "running": true, "trust_domain": i.trust_domain, "version": i.version,
                 "address": i.address, "uptime_seconds": uptime, "entries": i.entries,
                 "agents": i.agents, "policies": i.policies, "issued": i.issued,
+                "memory_bytes": i.memory.unwrap_or_default().bytes,
             })
         }
         Err(s) => json!({"running": false, "error": server.refused(&s).message}),
@@ -112,10 +113,13 @@ async fn agent_status(agent: &Agent) -> Value {
                 "server_reachable": s.server_reachable, "last_error": s.last_error,
                 "last_sync": UnixTime::from_secs(s.last_sync).to_string(),
                 "policy_generation": s.policy_generation,
+                "memory_bytes": s.memory.unwrap_or_default().bytes,
+                "server_ahead_ms": s.server_ahead_ms,
                 "proxies": s.proxies.iter().map(|p| json!({
                     "pid": p.pid, "spiffe_ids": p.spiffe_ids, "policy_generation": p.generation,
                     "policies": if p.refused { "refused" } else { "in force" },
                     "trouble": p.trouble,
+                    "memory_bytes": p.memory.unwrap_or_default().bytes,
                 })).collect::<Vec<_>>(),
             })
         }

@@ -210,12 +210,17 @@ pub(super) fn insert_authority(c: &Connection, a: &AuthorityRecord) -> Result<()
     Ok(())
 }
 
-pub(super) fn journal(c: &Connection, limit: u32) -> Result<(Vec<JournalEntry>, bool), StoreError> {
+pub(super) fn journal(
+    c: &Connection,
+    limit: u32,
+    before: Option<u64>,
+) -> Result<(Vec<JournalEntry>, bool), StoreError> {
     let mut statement = c.prepare_cached(
         "SELECT number, kind, spiffe_id, serial, issued_at, not_after, issued_to, hash
-         FROM journal ORDER BY number DESC LIMIT ?1",
+         FROM journal WHERE number < ?2 ORDER BY number DESC LIMIT ?1",
     )?;
-    let mut rows = statement.query([limit])?;
+    let mut rows = statement
+        .query(params![limit, before.map_or(i64::MAX, |n| i64::try_from(n).unwrap_or(i64::MAX))])?;
     let mut out: Vec<(JournalEntry, Vec<u8>)> = Vec::new();
     while let Some(r) = rows.next()? {
         let entry = JournalEntry {

@@ -40,6 +40,8 @@ pub struct ProxyPolicies {
     pub trouble: ::prost::alloc::string::String,
     #[prost(bool, tag = "5")]
     pub refused: bool,
+    #[prost(message, optional, tag = "6")]
+    pub memory: ::core::option::Option<super::super::server::v1::Memory>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
@@ -70,6 +72,11 @@ pub struct StatusResponse {
     pub policy_generation: u64,
     #[prost(message, repeated, tag = "12")]
     pub proxies: ::prost::alloc::vec::Vec<ProxyPolicies>,
+    #[prost(message, optional, tag = "13")]
+    pub memory: ::core::option::Option<super::super::server::v1::Memory>,
+    /// The server's clock minus the agent's; absent if the server has not told it.
+    #[prost(sint64, optional, tag = "14")]
+    pub server_ahead_ms: ::core::option::Option<i64>,
 }
 /// Generated client implementations.
 pub mod node_client {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use countersign_findings::{Code, Finding};
+use countersign_wire::convert::from_memory;
 use countersign_wire::proto::countersign::node::v1 as api;
 use countersign_wire::proto::countersign::server::v1::PolicySet;
 use countersign_wire::rpc::{BoxStream, Request, Response, Status};
@@ -82,8 +83,14 @@ impl api::node_server::Node for Service {
         let spiffe_ids = entries.iter().map(|e| e.spiffe_id.to_string()).take(8).collect();
         let process = Shared::caller(&request)?;
         let api::ReportPoliciesRequest { generation, trouble, refused } = request.into_inner();
-        let report =
-            api::ProxyPolicies { spiffe_ids, pid: process.pid, generation, trouble, refused };
+        let report = api::ProxyPolicies {
+            spiffe_ids,
+            pid: process.pid,
+            generation,
+            trouble,
+            refused,
+            memory: None,
+        };
         if !self.0.proxies.report(process, report) {
             let what = Finding::new(Code::ServiceOverloaded, "too many proxies report");
             return Err(from_finding(&what));
@@ -117,6 +124,13 @@ impl api::node_server::Node for Service {
             streams: count(self.0.open_streams()),
             policy_generation: state.policies.generation,
             proxies: self.0.proxies.reports(),
+            memory: Some(from_memory(self.0.memory.seen())),
+            server_ahead_ms: *self
+                .0
+                .progress
+                .server_ahead
+                .lock()
+                .unwrap_or_else(|e| e.into_inner()),
         }))
     }
 }

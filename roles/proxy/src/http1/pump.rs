@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use countersign_findings::{Code, Finding};
+use countersign_tls::HandshakeError;
 use tokio::io::AsyncWrite;
 
 use super::buffered::Buffered;
@@ -27,6 +28,8 @@ pub(super) enum Done {
 pub(super) enum Broken {
     Near,
     Far(Finding),
+    /// In TLS 1.3 a server judges our certificate after the handshake; this is where it shows.
+    Refused(HandshakeError),
 }
 
 /// A message on its way out: a head of our own writing, then body bytes straight from the other side's
@@ -123,16 +126,20 @@ pub(super) struct Pump<'a> {
 /// Most interim responses to one request.
 const MOST_INTERIMS: u8 = 32;
 
+const LOOK_THERE: &str = "the connection was made: look at the upstream's log for the same moment";
+
 fn malformed(what: &'static str) -> Broken {
     Broken::Far(Finding::new(Code::MalformedHttp, what))
 }
 
 fn far_broke(e: &io::Error) -> Broken {
-    Broken::Far(match countersign_tls::HandshakeError::of_established(e) {
-        // In TLS 1.3 a server judges our certificate after the handshake; this is where it shows.
-        Some(tls) => tls.finding(),
-        None => Finding::new(Code::UpstreamUnreachable, format!("upstream broke off: {e}")),
-    })
+    match HandshakeError::of_established(e) {
+        Some(refused) => Broken::Refused(refused),
+        None => {
+            let text = format!("upstream broke off: {e}");
+            Broken::Far(Finding::new(Code::UpstreamUnreachable, text).hint(LOOK_THERE))
+        }
+    }
 }
 
 impl<'a> Pump<'a> {
@@ -265,19 +272,25 @@ impl<'a> Pump<'a> {
             match ready!(far.poll_fill(cx)) {
                 Ok(true) => {}
                 Ok(false) if self.far_keeps.is_none() => {
-                    return Poll::Ready(Err(Broken::Far(Finding::new(
-                        Code::UpstreamUnreachable,
-                        "upstream closed without an answer",
-                    ))));
+                    return Poll::Ready(Err(Broken::Far(
+                        Finding::new(
+                            Code::UpstreamUnreachable,
+                            "upstream closed without an answer",
+                        )
+                        .hint(LOOK_THERE),
+                    )));
                 }
                 Ok(false) if self.response.framing == Framing::UntilClose => {
                     self.response.framing = Framing::Done;
                 }
                 Ok(false) => {
-                    return Poll::Ready(Err(Broken::Far(Finding::new(
-                        Code::UpstreamUnreachable,
-                        "upstream closed in the middle of its answer",
-                    ))));
+                    return Poll::Ready(Err(Broken::Far(
+                        Finding::new(
+                            Code::UpstreamUnreachable,
+                            "upstream closed in the middle of its answer",
+                        )
+                        .hint(LOOK_THERE),
+                    )));
                 }
                 Err(e) => return Poll::Ready(Err(far_broke(&e))),
             }

@@ -8,6 +8,7 @@ use countersign_engines::Refusal;
 use countersign_findings::{Code, Finding};
 use countersign_policy::{Authenticated, Normalization};
 use countersign_telemetry::ConnectionId;
+use countersign_tls::HandshakeError;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
@@ -50,6 +51,11 @@ pub(crate) trait Exchange {
     /// Told the head of each request that goes on, and `None` when its exchange is over: what is under
     /// way may have to be judged again.
     fn under_way(&self, _head: Option<&[u8]>) {}
+
+    /// What it means that the other side has refused us.
+    fn explain(&self, refused: &HandshakeError) -> Finding {
+        refused.finding()
+    }
 
     /// Told of each request that was refused.
     fn refused(&self, finding: &Finding);
@@ -290,33 +296,33 @@ async fn one<C: Relayed, E: Exchange>(
     let (sent, received) = pump.written();
     end.sent += sent;
     end.received += received;
-    match result {
+    let failure = match result {
         Ok(Done::Upgraded) => {
             *upstream = Some(far);
-            Ok(Outcome::Upgraded)
+            return Ok(Outcome::Upgraded);
         }
         Ok(Done::Complete { near, far: keeps }) => {
             if keeps {
                 *upstream = Some(far);
             }
-            Ok(if near { Outcome::KeepAlive } else { Outcome::Close })
+            return Ok(if near { Outcome::KeepAlive } else { Outcome::Close });
         }
         Err(Broken::Near) => {
             // Whoever works on the answer need not go on.
             far.io.reset_on_close();
-            Ok(Outcome::Close)
+            return Ok(Outcome::Close);
         }
-        Err(Broken::Far(finding)) => {
-            if pump.has_begun_answering() {
-                // Half an answer is out: only a reset says that it is not whole.
-                client.io.reset_on_close();
-                end.clean = false;
-            } else {
-                answer(client, 502, finding.code, id, true).await;
-            }
-            Err(finding)
-        }
+        Err(Broken::Far(finding)) => finding,
+        Err(Broken::Refused(error)) => exchange.explain(&error),
+    };
+    if pump.has_begun_answering() {
+        // Half an answer is out: only a reset says that it is not whole.
+        client.io.reset_on_close();
+        end.clean = false;
+    } else {
+        answer(client, 502, failure.code, id, true).await;
     }
+    Err(failure)
 }
 
 /// The connection of the request before, unless another one should take its place.

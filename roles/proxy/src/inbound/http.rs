@@ -13,6 +13,7 @@ use countersign_policy::{
 use countersign_telemetry::Direction;
 use countersign_tls::current_time;
 use countersign_x509::{Peer, hex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::engine::{Asked, edited};
@@ -44,6 +45,7 @@ impl Inbound<'_> {
             Ok(permit) => permit,
             Err(finding) => {
                 self.note(peer, &finding);
+                self.refuse_connection(client, early, finding.code).await;
                 return true;
             }
         };
@@ -65,6 +67,23 @@ impl Inbound<'_> {
                 false
             }
         }
+    }
+
+    /// Answers the first request of a peer that may make none, so that its side can tell why.
+    async fn refuse_connection<C: Relayed>(&self, client: &mut C, early: Vec<u8>, code: Code) {
+        let mut head = [0; 4096];
+        if early.is_empty() {
+            // What is not asked need not be answered.
+            let asked = tokio::time::timeout(Duration::from_secs(1), client.read(&mut head)).await;
+            if !matches!(asked, Ok(Ok(1..))) {
+                return;
+            }
+        }
+        let _ = client.write_all(&http1::refusal(code.http_status(), code, self.id, true)).await;
+        let _ = client.shutdown().await;
+        // A reset for what is still coming would take the answer along.
+        let drain = async { while matches!(client.read(&mut head).await, Ok(1..)) {} };
+        let _ = tokio::time::timeout(Duration::from_millis(200), drain).await;
     }
 
     /// Envoy's form: who vouches, and what was verified.

@@ -1,12 +1,13 @@
 //! HTTP/1.1 to a peer. Connections are renewed between requests, before what they rest on ends.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use countersign_findings::Finding;
 use countersign_identity::UnixTime;
 use countersign_policy::Normalization;
 use countersign_telemetry::Direction;
-use countersign_tls::current_time;
+use countersign_tls::{HandshakeError, current_time};
 use countersign_x509::{Peer, PeerIdentity};
 use tokio::net::TcpStream;
 
@@ -20,13 +21,14 @@ impl Outbound<'_> {
         // Opened before the first request: the permit that bounds the connection needs the peer.
         let Opened { stream, peer, permit, generation } = match self.open().await {
             Ok(opened) => opened,
-            Err(finding) => return self.explain(client, finding.code).await,
+            Err(finding) => return self.tell(client, finding.code).await,
         };
         let link = Link::new(&peer, generation, None);
         let exchange = HttpOutbound {
             connection: self,
             renewal: Renewal::default(),
             state: Mutex::new((Some(stream), link)),
+            told: AtomicBool::new(false),
         };
         let draining = self.shared.draining.subscribe();
         let renewal = Some(&exchange.renewal);
@@ -37,7 +39,8 @@ impl Outbound<'_> {
                 count.sent += end.sent;
                 count.received += end.received;
                 self.shared.metrics.http_requests(Direction::Outbound, end.requests);
-                if let Some(finding) = end.failure {
+                let told = exchange.told.load(Ordering::Relaxed);
+                if let Some(finding) = end.failure.filter(|_| !told) {
                     self.note(&finding);
                 }
             }
@@ -75,6 +78,8 @@ struct HttpOutbound<'a> {
     renewal: Renewal,
     /// The connection opened ahead of the first request, and what the latest one rests on.
     state: Mutex<(Option<PeerStream>, Link)>,
+    /// Whether a connection could not be opened, which has been told then and ends this one.
+    told: AtomicBool,
 }
 
 impl Exchange for HttpOutbound<'_> {
@@ -91,7 +96,11 @@ impl Exchange for HttpOutbound<'_> {
         }
         // Opened anew: the peer proves itself and is decided upon again, and what comes out of that is
         // what the connection rests on from here.
-        let Opened { stream, peer, permit, generation } = self.connection.open().await?;
+        let Opened { stream, peer, permit, generation } = self
+            .connection
+            .open()
+            .await
+            .inspect_err(|_| self.told.store(true, Ordering::Relaxed))?;
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
         state.1 = Link::new(&peer, generation, Some(&state.1));
         drop(state);
@@ -104,6 +113,10 @@ impl Exchange for HttpOutbound<'_> {
         let own = self.connection.shared.credentials.current();
         own.is_none_or(|c| c.store.generation() != state.1.generation)
             || current_time() >= state.1.fresh_until
+    }
+
+    fn explain(&self, refused: &HandshakeError) -> Finding {
+        self.connection.explain(refused)
     }
 
     fn refused(&self, finding: &Finding) {

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use countersign_findings::{Code, Finding};
+use countersign_identity::UnixTime;
 use countersign_policy::Document;
-use countersign_store::PolicyRecord;
+use countersign_store::{AuthorityRecord, PolicyRecord};
 use countersign_tls::current_time;
+use countersign_wire::convert::from_memory;
 use countersign_wire::proto::countersign::server::v1 as api;
 use countersign_wire::rpc::{Request, Response, Status};
 use countersign_wire::status::from_finding;
+use countersign_x509::CertInfo;
 
 use crate::shared::Shared;
 
@@ -32,6 +35,12 @@ pub(crate) fn policy_set(shared: &Shared) -> api::PolicySet {
     }
 }
 
+/// Keys without a certificate begin when they are published.
+fn begins(authority: &AuthorityRecord) -> UnixTime {
+    let cert = authority.chain.first().and_then(|der| CertInfo::parse(der).ok());
+    cert.map_or(authority.published_at, |cert| cert.not_before)
+}
+
 impl Service {
     fn state(&self) -> api::AuthorityState {
         let current = self.0.authority.current();
@@ -43,6 +52,7 @@ impl Service {
                     state: a.record.status.as_str().into(),
                     fingerprint: a.record.key_id.clone(),
                     not_after: a.record.not_after.secs(),
+                    not_before: begins(&a.record).secs(),
                     online,
                 })
                 .collect(),
@@ -68,6 +78,8 @@ impl api::admin_server::Admin for Service {
             agents: u32::try_from(agents).unwrap_or(u32::MAX),
             policies: u32::try_from(self.0.policies.list().len()).unwrap_or(u32::MAX),
             issued,
+            memory: Some(from_memory(self.0.memory.seen())),
+            clocks: self.0.clocks.list(),
         }))
     }
 
@@ -208,9 +220,11 @@ impl api::admin_server::Admin for Service {
         request: Request<api::JournalRequest>,
     ) -> Result<Response<api::JournalResponse>, Status> {
         self.0.require_local(&request)?;
-        let limit = request.into_inner().limit.clamp(1, 1000);
+        let api::JournalRequest { limit, before } = request.into_inner();
+        let before = (before > 0).then_some(before);
+        let limit = limit.clamp(1, 1000);
         let (records, chain_intact) =
-            self.0.store.journal(limit).await.map_err(|e| fail(e.finding()))?;
+            self.0.store.journal(limit, before).await.map_err(|e| fail(e.finding()))?;
         Ok(Response::new(api::JournalResponse {
             chain_intact,
             records: records

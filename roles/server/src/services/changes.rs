@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign_tls::current_time;
+use countersign_tls::{current_time, current_time_ms};
 use countersign_wire::proto::countersign::server::v1 as api;
 use countersign_wire::rpc::{BoxStream, Request, Response, Status};
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +25,8 @@ impl api::changes_server::Changes for Service {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let agent = self.0.require_agent(&request).await?;
         let shared = Arc::clone(&self.0);
+        let theirs = request.get_ref().time_ms;
+        let told = shared.clocks.told(agent.id.as_str(), theirs, current_time_ms());
         let (send, receive) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
             let mut entries = shared.registry.subscribe();
@@ -33,11 +35,13 @@ impl api::changes_server::Changes for Service {
             let life = agent.not_after.since(current_time()).max(Duration::from_secs(1));
             let end = tokio::time::sleep(life);
             tokio::pin!(end);
+            let _told = told;
             loop {
                 let now = api::Generations {
                     entries: *entries.borrow_and_update(),
                     bundle: *bundle.borrow_and_update(),
                     policies: *policies.borrow_and_update(),
+                    time_ms: current_time_ms(),
                 };
                 if send.send(Ok(now)).await.is_err() {
                     return;

@@ -16,6 +16,7 @@ use countersign_x509::CertInfo;
 
 use super::certificates::{self, span};
 use super::files::check_policies;
+use super::hosts;
 use super::report::Report;
 use crate::cli::policy::parse_set;
 use crate::client::{Agent, Server};
@@ -36,6 +37,7 @@ pub(super) async fn check(report: &mut Report, data_dir: &Path, now: UnixTime) -
     report.reached_nothing = info.is_err() && status.is_err();
     let mut roots = Vec::new();
     let mut policies = None;
+    let mut known_clocks = Vec::new();
     match info {
         Err(s) => report.category("server").fail("the server answers", &server.refused(&s)),
         Ok(info) => {
@@ -47,12 +49,25 @@ pub(super) async fn check(report: &mut Report, data_dir: &Path, now: UnixTime) -
             journal(report, &server, now).await;
             entries(report, &server, now).await;
             policies = policy(report, &server).await;
+            hosts::clocks(report, &info.clocks);
+            hosts::memory(report, "the server", info.memory.as_ref());
+            known_clocks = info.clocks;
         }
     }
     match status {
         Err(s) => report.category("agent").fail("the agent answers", &agent.refused(&s)),
         Ok(status) => {
             node(report, &status, now);
+            // The server has told of it already, if it is here.
+            let is_known = known_clocks.iter().any(|c| c.agent_id == status.agent_id);
+            if let (false, Some(ahead)) = (is_known, status.server_ahead_ms) {
+                hosts::own_clock(report, ahead);
+            }
+            hosts::memory(report, "the agent", status.memory.as_ref());
+            for p in &status.proxies {
+                let who = format!("proxy {} ({})", p.pid, p.spiffe_ids.join(", "));
+                hosts::memory(report, &who, p.memory.as_ref());
+            }
             proxies(report, &status, policies);
         }
     }
@@ -84,10 +99,7 @@ async fn anchors(report: &mut Report, server: &Server, now: UnixTime) -> Vec<Vec
             for a in state.into_inner().authorities.iter().filter(|a| a.state == "active") {
                 let not_after = UnixTime::from_secs(a.not_after);
                 let what = format!("the {} authority in use", a.kind);
-                // When it was made is not told; authorities live for a day at least, and are replaced at half of it.
-                let day = std::time::Duration::from_secs(86_400);
-                let least = if a.kind == "signing" || a.kind == "jwt" { day } else { 365 * day };
-                let life = (not_after - least.max(not_after.since(now)), not_after);
+                let life = (UnixTime::from_secs(a.not_before), not_after);
                 certificates::check(category, &what, life, now, Code::AuthorityExpiring);
             }
         }
@@ -96,16 +108,12 @@ async fn anchors(report: &mut Report, server: &Server, now: UnixTime) -> Vec<Vec
 }
 
 async fn journal(report: &mut Report, server: &Server, now: UnixTime) {
-    let answer = server.admin().journal(own::JournalRequest { limit: RECORDS }).await;
-    let journal = match answer {
-        Ok(journal) => journal.into_inner(),
-        Err(s) => {
-            let finding = server.refused(&s);
-            return report.category("server").fail("the journal can be read", &finding);
-        }
+    let (records, intact) = match server.journal(RECORDS).await {
+        Ok(journal) => journal,
+        Err(e) => return report.category("server").fail("the journal can be read", &e),
     };
     let category = report.category("server");
-    if journal.chain_intact {
+    if intact {
         category.ok("the journal's hash chain is intact");
     } else {
         let text = "records were altered or removed";
@@ -113,7 +121,7 @@ async fn journal(report: &mut Report, server: &Server, now: UnixTime) {
             .hint("keep a copy of the database, and find out who wrote to it");
         category.fail("the journal's hash chain is intact", &finding);
     }
-    let latest = journal.records.iter().map(|r| r.issued_at).max().unwrap_or(0);
+    let latest = records.iter().map(|r| r.issued_at).max().unwrap_or(0);
     let clock = report.category("clock");
     let ahead = UnixTime::from_secs(latest).since(now).as_secs();
     if ahead > 10 {
@@ -122,7 +130,7 @@ async fn journal(report: &mut Report, server: &Server, now: UnixTime) {
     } else {
         clock.ok("this clock has not gone back since anything was issued");
     }
-    rotation(report, &journal.records, now);
+    rotation(report, &records, now);
 }
 
 /// The newest certificate of each identity: does somebody still renew it?

@@ -6,7 +6,6 @@ use countersign_findings::{Code, Finding};
 use countersign_identity::{SpiffeId, UnixTime};
 use countersign_tls::current_time;
 use countersign_wire::proto::countersign::node::v1::StatusRequest;
-use countersign_wire::proto::countersign::server::v1::JournalRequest;
 use countersign_wire::proto::spire::api::types;
 
 use crate::cli::Global;
@@ -125,10 +124,8 @@ async fn issued(
     server: &Server,
     now: UnixTime,
 ) -> Result<(), Finding> {
-    let journal = server.admin().journal(JournalRequest { limit: RECORDS }).await;
-    let journal = journal.map_err(|s| server.refused(&s))?.into_inner();
-    let newest = journal
-        .records
+    let (records, _) = server.journal(RECORDS).await?;
+    let newest = records
         .iter()
         .filter(|r| r.kind == "x509" && r.spiffe_id == id.as_str())
         .max_by_key(|r| r.issued_at);
