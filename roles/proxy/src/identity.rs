@@ -165,6 +165,31 @@ pub(crate) fn read_files(
     Ok((svid, bundles))
 }
 
+/// Tells of changes in the directories of `files`, for as long as the watcher lives.
+fn watch_directories(files: &[&Path]) -> (Option<notify::RecommendedWatcher>, mpsc::Receiver<()>) {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    let (changed, changes) = mpsc::channel::<()>(1);
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // That a file was opened is told too: our own reading would make us read again, for ever.
+        let is_change = match event.map(|e| e.kind) {
+            Ok(EventKind::Access(AccessKind::Close(AccessMode::Write))) => true,
+            Ok(kind) => !kind.is_access(),
+            Err(_) => true,
+        };
+        if is_change {
+            let _ = changed.try_send(());
+        }
+    });
+    let mut watcher = watcher.ok();
+    for dir in files.iter().filter_map(|path| path.parent()) {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        if let Some(watcher) = &mut watcher {
+            let _ = watcher.watch(dir, notify::RecursiveMode::NonRecursive);
+        }
+    }
+    (watcher, changes)
+}
+
 /// Follows files until stopped. Directories are watched, not files: mounts swap a symlink, and tools
 /// replace by rename. A set that does not fit together (half-way through a renewal) is tried again and
 /// the one in use stays.
@@ -177,19 +202,7 @@ pub(crate) async fn follow_files(
     metrics: Arc<Metrics>,
     last_error: watch::Sender<Option<Finding>>,
 ) {
-    let (changed, mut changes) = mpsc::channel::<()>(1);
-    let watcher = notify::recommended_watcher(move |_| {
-        let _ = changed.try_send(());
-    });
-    let mut watcher = watcher.ok();
-    if let Some(watcher) = &mut watcher {
-        for path in [&cert, &key, &bundle] {
-            if let Some(dir) = path.parent() {
-                let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-                let _ = watcher.watch(dir, notify::RecursiveMode::NonRecursive);
-            }
-        }
-    }
+    let (_watcher, mut changes) = watch_directories(&[&cert, &key, &bundle]);
     let mut generation = 0;
     let mut last: Option<[u8; 32]> = None;
     loop {
@@ -222,5 +235,34 @@ pub(crate) async fn follow_files(
         let _ = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
         while changes.try_recv().is_ok() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn reading_a_file_is_no_change_and_writing_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cert.pem");
+        std::fs::write(&file, "a").unwrap();
+        let (_watcher, mut changes) = watch_directories(&[&file]);
+        let soon = Duration::from_millis(300);
+        let _ = tokio::time::timeout(soon, changes.recv()).await;
+        for _ in 0..3 {
+            std::fs::read(&file).unwrap();
+        }
+        assert!(tokio::time::timeout(soon, changes.recv()).await.is_err(), "only read");
+        for replace in [false, true] {
+            let next = dir.path().join("next");
+            std::fs::write(if replace { &next } else { &file }, "b").unwrap();
+            if replace {
+                std::fs::rename(&next, &file).unwrap();
+            }
+            let told = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
+            assert_eq!(told, Ok(Some(())));
+            while tokio::time::timeout(soon, changes.recv()).await.is_ok() {}
+        }
     }
 }
