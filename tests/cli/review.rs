@@ -291,6 +291,25 @@ fn key_material_is_found_whatever_it_is_called() {
 }
 
 #[test]
+fn what_is_passed_over_is_told() {
+    let home = Home::new();
+    put(&home, "tree/src/a.go", "package a\n");
+    put(&home, "tree/vendor/b.go", "package b\nvar c = &tls.Config{InsecureSkipVerify: true}\n");
+    let tree = home.path("tree").to_str().unwrap().to_owned();
+    let out = review(&home, &[&tree]);
+    assert_eq!(out.status.code(), Some(0));
+    let note = text(&out.stderr);
+    assert!(note.contains("not looked at: ") && note.contains("tree/vendor"), "{note}");
+    let value = json(&home, &[&tree]);
+    assert_eq!(value["skipped"].as_array().unwrap().len(), 1, "{value}");
+    let all = json(&home, &["--everything", &tree]);
+    assert_eq!(all["skipped"].as_array().unwrap().len(), 0);
+    assert_eq!(all["findings"].as_array().unwrap().len(), 1, "{all}");
+    let rule = json(&home, &["--explain", "client-verify-disabled/go-skip-verify"]);
+    assert!(rule["examples"].as_array().unwrap().len() > 1, "{rule}");
+}
+
+#[test]
 fn rules_explain_themselves() {
     let home = Home::new();
     let out = text(&review(&home, &["--explain", "client-verify-disabled/go-skip-verify"]).stdout);

@@ -212,7 +212,7 @@ fn print_ip(octets: &[u8]) -> String {
     }
 }
 
-fn key_type(spki: &x509_cert::spki::SubjectPublicKeyInfoOwned) -> String {
+pub(crate) fn key_type(spki: &x509_cert::spki::SubjectPublicKeyInfoOwned) -> String {
     match spki.algorithm.oid.to_string().as_str() {
         "1.2.840.10045.2.1" => {
             let curve = spki
@@ -245,7 +245,7 @@ fn key_type(spki: &x509_cert::spki::SubjectPublicKeyInfoOwned) -> String {
     }
 }
 
-fn signature_name(oid: &str) -> String {
+pub(crate) fn signature_name(oid: &str) -> String {
     match oid {
         "1.2.840.10045.4.3.2" => "ecdsa-sha256",
         "1.2.840.10045.4.3.3" => "ecdsa-sha384",

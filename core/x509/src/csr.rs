@@ -9,12 +9,13 @@ use der::asn1::{BitString, SetOfVec};
 use der::oid::AssociatedOid;
 use der::{Decode, Encode};
 use x509_cert::ext::Extension;
-use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{BasicConstraints, SubjectAltName};
 use x509_cert::name::Name;
 use x509_cert::request::{CertReq, CertReqInfo, ExtensionReq, Version};
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
+use crate::cert_info::{key_type, signature_name};
 use crate::profile::SignatureAlgorithm;
 
 /// Longest request that is parsed, in bytes.
@@ -109,6 +110,71 @@ pub fn requested_names(csr_der: &[u8]) -> Result<RequestedNames, CsrError> {
     match <[SpiffeId; 1]>::try_from(ids) {
         Ok([id]) if !id.is_trust_domain() => Ok(RequestedNames { id, dns_names }),
         _ => Err(bad(&"exactly one URI SAN with a workload's SPIFFE ID is needed")),
+    }
+}
+
+/// What a request asks for, whoever may grant it. Nothing of it is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestFacts {
+    /// In RFC 4514 form.
+    pub subject: String,
+    /// `ecdsa-p256`, `rsa-2048`, … or the OID.
+    pub key_type: String,
+    /// Named or as OID.
+    pub signature_algorithm: String,
+    /// As written.
+    pub uri_sans: Vec<String>,
+    /// SANs of any kind.
+    pub sans: usize,
+    /// Whether it asks for `cA`.
+    pub wants_ca: bool,
+    /// The key that it is for, SubjectPublicKeyInfo DER.
+    pub spki_der: Vec<u8>,
+}
+
+impl RequestFacts {
+    /// Parses one DER request; trailing bytes are an error.
+    pub fn parse(der: &[u8]) -> Result<Self, CsrError> {
+        let bad = |e: der::Error| CsrError::Malformed(e.to_string());
+        if der.len() > MAX_CSR {
+            return Err(CsrError::TooLong(der.len()));
+        }
+        let csr = CertReq::from_der(der).map_err(bad)?;
+        let mut facts = Self {
+            subject: csr.info.subject.to_string(),
+            key_type: key_type(&csr.info.public_key),
+            signature_algorithm: signature_name(&csr.algorithm.oid.to_string()),
+            uri_sans: Vec::new(),
+            sans: 0,
+            wants_ca: false,
+            spki_der: csr.info.public_key.to_der().map_err(bad)?,
+        };
+        for attribute in csr.info.attributes.iter().filter(|a| a.oid == ExtensionReq::OID) {
+            for value in attribute.values.iter() {
+                let extensions: Vec<Extension> = value.decode_as().map_err(bad)?;
+                for extension in &extensions {
+                    facts.take(extension);
+                }
+            }
+        }
+        Ok(facts)
+    }
+
+    fn take(&mut self, extension: &Extension) {
+        let bytes = extension.extn_value.as_bytes();
+        if extension.extn_id == BasicConstraints::OID {
+            self.wants_ca = BasicConstraints::from_der(bytes).is_ok_and(|c| c.ca);
+        }
+        if extension.extn_id == SubjectAltName::OID
+            && let Ok(san) = SubjectAltName::from_der(bytes)
+        {
+            self.sans += san.0.len();
+            for name in &san.0 {
+                if let GeneralName::UniformResourceIdentifier(uri) = name {
+                    self.uri_sans.push(uri.to_string());
+                }
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! strings hold, have been taken out; conditions look at parts that the syntax tree marks out (the call, the
 //! literal, the function, the body of a callback), so that a value made safe two lines later is safe.
 
+mod archive;
 mod engine;
 mod issue;
 mod kind;

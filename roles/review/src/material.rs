@@ -1,4 +1,10 @@
-//! Keys and certificates in the tree, whatever the file is called.
+//! Keys, certificates and requests in the tree, whatever the file is called.
+
+mod certificate;
+mod stores;
+mod together;
+
+pub(crate) use together::Together;
 
 use std::sync::LazyLock;
 
@@ -7,11 +13,13 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use countersign_findings::Severity;
 use countersign_identity::UnixTime;
 use countersign_x509::CertInfo;
+use countersign_x509::csr::RequestFacts;
 use regex::Regex;
 
 use crate::issue::Issue;
 use crate::rule::Catalogue;
-use crate::source::Context;
+use certificate::{certificate, request};
+use stores::{is_der_key, is_pkcs12, java_private_keys, pkcs12_has_key};
 
 /// Days.
 const DAY: u64 = 86_400;
@@ -22,6 +30,11 @@ static KEY: LazyLock<Option<Regex>> = LazyLock::new(|| {
         r"-----BEGIN ((?:RSA |EC |DSA |OPENSSH |ENCRYPTED )?PRIVATE KEY)-----([\s\S]*?)-----END",
     )
     .ok()
+});
+
+/// A request in PEM, as above.
+static REQUEST: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"-----BEGIN (?:NEW )?CERTIFICATE REQUEST-----([^-]*)-----END").ok()
 });
 
 /// A certificate in PEM, as above.
@@ -48,23 +61,52 @@ pub(crate) fn is_interesting(path: &str) -> bool {
         ".key",
         ".pkcs12",
         ".bks",
+        ".csr",
+        ".p10",
     ]
     .iter()
     .any(|e| lower.ends_with(e))
 }
 
-/// Private keys in text.
-pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str, now: UnixTime) -> Vec<Issue> {
+/// Certificates and keys, to be compared with those of other files.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// With their lines, in order.
+    pub(crate) certificates: Vec<(usize, Vec<u8>, CertInfo)>,
+    /// What is public of each private key, with its line.
+    pub(crate) keys: Vec<(usize, Vec<u8>)>,
+}
+
+/// Whatever is in a text. `facts` is told of what it is.
+pub(crate) fn in_text(
+    catalogue: &Catalogue,
+    path: &str,
+    text: &str,
+    now: UnixTime,
+    facts: &mut Facts,
+) -> Vec<Issue> {
     let mut out = Vec::new();
+    if text.contains("CERTIFICATE REQUEST-----")
+        && let Some(regex) = &*REQUEST
+    {
+        for found in regex.captures_iter(text).take(1000) {
+            let (Some(whole), Some(body)) = (found.get(0), found.get(1)) else { continue };
+            if let Some(csr) = der_of(body.as_str()).and_then(|der| RequestFacts::parse(&der).ok())
+            {
+                out.extend(request(catalogue, path, line_of(text, whole.start()), &csr));
+            }
+        }
+    }
     if text.contains("BEGIN CERTIFICATE-----")
         && let Some(regex) = &*CERTIFICATE
     {
         for found in regex.captures_iter(text).take(1000) {
             let (Some(whole), Some(body)) = (found.get(0), found.get(1)) else { continue };
-            let base64 = base64_of(body.as_str());
-            let der = STANDARD_NO_PAD.decode(base64.trim_end_matches('='));
-            if let Ok(cert) = CertInfo::parse(&der.unwrap_or_default()) {
-                out.extend(certificate(catalogue, path, line_of(text, whole.start()), &cert, now));
+            let Some(der) = der_of(body.as_str()) else { continue };
+            if let Ok(cert) = CertInfo::parse(&der) {
+                let line = line_of(text, whole.start());
+                out.extend(certificate(catalogue, path, line, &cert, now));
+                facts.certificates.push((line, der, cert));
             }
         }
     }
@@ -81,6 +123,8 @@ pub(crate) fn in_text(catalogue: &Catalogue, path: &str, text: &str, now: UnixTi
                     label.as_str().starts_with("ENCRYPTED") || body.as_str().contains("ENCRYPTED");
                 let what = format!("{} in the tree", name_of(label.as_str(), encrypted));
                 let line = line_of(text, whole.start());
+                let der = der_of(body.as_str()).filter(|_| !encrypted);
+                facts.keys.extend(der.and_then(|der| Some((line, stores::public_part(&der)?))));
                 let mut issue =
                     make(catalogue, "key-material-committed/pem", path, text, line, what);
                 if encrypted && let Some(issue) = &mut issue {
@@ -130,6 +174,11 @@ fn name_of(label: &str, encrypted: bool) -> String {
     if encrypted && !label.starts_with("encrypted") { format!("encrypted {label}") } else { label }
 }
 
+/// What is in a block of PEM.
+fn der_of(body: &str) -> Option<Vec<u8>> {
+    STANDARD_NO_PAD.decode(base64_of(body).trim_end_matches('=')).ok()
+}
+
 /// The base64 in a block of PEM, whether it stands in lines, in strings or indented.
 fn base64_of(body: &str) -> String {
     let mut text = body.replace("\\n", "").replace("\\r", "").replace("\\t", "");
@@ -158,6 +207,7 @@ pub(crate) fn in_file(
     path: &str,
     bytes: &[u8],
     now: UnixTime,
+    facts: &mut Facts,
 ) -> Vec<Issue> {
     let mut out = Vec::new();
     match bytes {
@@ -172,6 +222,9 @@ pub(crate) fn in_file(
         [0x30, ..] => {
             if let Ok(cert) = CertInfo::parse(bytes) {
                 out.extend(certificate(catalogue, path, 0, &cert, now));
+                facts.certificates.push((0, bytes.to_vec(), cert));
+            } else if let Ok(csr) = RequestFacts::parse(bytes) {
+                out.extend(request(catalogue, path, 0, &csr));
             } else if is_pkcs12(bytes) {
                 let what = match pkcs12_has_key(bytes) {
                     Some(true) => "a PKCS#12 file with a private key is part of the tree",
@@ -189,6 +242,7 @@ pub(crate) fn in_file(
                     what.to_owned(),
                 ));
             } else if is_der_key(bytes) {
+                facts.keys.extend(stores::public_part(bytes).map(|part| (0, part)));
                 let what = "a private key in DER is part of the tree".to_owned();
                 out.extend(make(catalogue, "key-material-committed/pem", path, "", 0, what));
             }
@@ -198,87 +252,7 @@ pub(crate) fn in_file(
     out
 }
 
-/// What a certificate in the tree says of the way it was issued.
-fn certificate(
-    catalogue: &Catalogue,
-    path: &str,
-    line: usize,
-    cert: &CertInfo,
-    now: UnixTime,
-) -> Vec<Issue> {
-    let mut out = Vec::new();
-    let subject = if cert.subject.is_empty() {
-        "a certificate".to_owned()
-    } else {
-        format!("`{}`", cert.subject)
-    };
-    let days = cert.not_after.since(cert.not_before).as_secs() / DAY;
-    let spiffe: Vec<&String> =
-        cert.uri_sans.iter().filter(|u| u.starts_with("spiffe://")).collect();
-    let self_signed = cert.subject_der == cert.issuer_der;
-    let mut say = |rule: &str, severity: Severity, text: String| {
-        if let Some(mut issue) = make(catalogue, rule, path, "", line, text) {
-            issue.severity =
-                if issue.context == Context::Production { severity } else { severity.lowered() };
-            out.push(issue);
-        }
-    };
-    if !cert.is_ca {
-        let severity = match days {
-            399.. => Some(Severity::High),
-            91.. => Some(Severity::Medium),
-            8.. if !spiffe.is_empty() => Some(Severity::Low),
-            _ => None,
-        };
-        if let Some(severity) = severity {
-            say("long-lived-cert/cert", severity, format!("{subject} is valid for {days} days"));
-        }
-        if cert.not_after < now {
-            say("long-lived-cert/expired", Severity::Low, format!("{subject} has expired"));
-        }
-        if cert.uri_sans.is_empty()
-            && cert.dns_sans.is_empty()
-            && cert.ip_sans.is_empty()
-            && cert.other_sans == 0
-        {
-            say(
-                "weak-cert/cert",
-                Severity::Medium,
-                format!("{subject} has no subject alternative name"),
-            );
-        }
-        if !spiffe.is_empty() && cert.uri_sans.len() > 1 {
-            let text = format!("{subject} has {} URI SANs: not an X509-SVID", cert.uri_sans.len());
-            say("weak-cert/cert", Severity::Medium, text);
-        }
-    } else if !spiffe.is_empty()
-        && spiffe.iter().any(|u| u.trim_start_matches("spiffe://").contains('/'))
-    {
-        say(
-            "weak-cert/cert",
-            Severity::High,
-            format!("{subject} has a workload's SPIFFE ID and is a CA"),
-        );
-    }
-    let signature = cert.signature_algorithm.to_ascii_lowercase();
-    if (signature.contains("md5") || signature.contains("sha1")) && !self_signed {
-        say(
-            "weak-cert/cert",
-            Severity::Medium,
-            format!("{subject} is signed with {}", cert.signature_algorithm),
-        );
-    }
-    let bits = cert.key_type.strip_prefix("rsa-").and_then(|b| b.parse::<u32>().ok());
-    if bits.is_some_and(|b| b < 2048) {
-        say(
-            "weak-cert/cert",
-            Severity::Medium,
-            format!("{subject} has a key of {}", cert.key_type),
-        );
-    }
-    out
-}
-
+/// A finding about a line of `text`, or about the file.
 fn make(
     catalogue: &Catalogue,
     rule: &str,
@@ -300,89 +274,13 @@ fn line_of(text: &str, at: usize) -> usize {
     text[..at].bytes().filter(|b| *b == b'\n').count() + 1
 }
 
-/// Private key entries of a JKS or JCEKS file (tag 1), as far as its structure can be followed.
-fn java_private_keys(bytes: &[u8]) -> usize {
-    let mut at = 8;
-    let u32_at = |at: usize| {
-        bytes.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize)
-    };
-    let u16_at =
-        |at: usize| bytes.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]) as usize);
-    let mut keys = 0;
-    let Some(count) = u32_at(at) else { return 0 };
-    at += 4;
-    for _ in 0..count.min(10_000) {
-        let Some(tag) = u32_at(at) else { break };
-        let Some(alias) = u16_at(at + 4) else { break };
-        at += 6 + alias + 8;
-        let certificates = match tag {
-            1 => {
-                keys += 1;
-                let Some(length) = u32_at(at) else { break };
-                at += 4 + length;
-                let Some(n) = u32_at(at) else { break };
-                at += 4;
-                n
-            }
-            2 => 1,
-            // A secret key, which only Java can measure.
-            _ => return keys + 1,
-        };
-        for _ in 0..certificates.min(100) {
-            let Some(kind) = u16_at(at) else { return keys };
-            let Some(length) = u32_at(at + 2 + kind) else { return keys };
-            at += 2 + kind + 4 + length;
-        }
-    }
-    keys
-}
-
-/// 1.2.840.113549.1.7.1, `data`: what a PKCS#12 file wraps.
-const DATA: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
-/// 1.2.840.113549.1.12.10.1, the bags of PKCS#12 (RFC 7292 section 4.2).
-const BAG: [u8; 12] = [0x06, 0x0b, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x0c, 0x0a, 0x01];
-/// 1.2.840.113549.1.7.6, `encryptedData`.
-const ENCRYPTED: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x06];
-
-fn is_pkcs12(bytes: &[u8]) -> bool {
-    // PFX ::= SEQUENCE { version 3, authSafe … }
-    let head = &bytes[..bytes.len().min(16)];
-    head.windows(3).any(|w| w == [0x02, 0x01, 0x03]) && find(bytes, &DATA).is_some()
-}
-
-/// Whether a key bag can be seen without a password; `None` if everything is encrypted.
-fn pkcs12_has_key(bytes: &[u8]) -> Option<bool> {
-    let mut at = 0;
-    let mut bags = 0;
-    while let Some(i) = find(&bytes[at..], &BAG) {
-        let number = bytes.get(at + i + BAG.len());
-        if matches!(number, Some(1 | 2)) {
-            return Some(true);
-        }
-        bags += 1;
-        at += i + BAG.len();
-    }
-    // Certificates are encrypted as a rule, keys stand in a safe of their own: only where nothing at all can
-    // be seen a key may hide.
-    let safes = bytes.windows(ENCRYPTED.len()).filter(|w| *w == ENCRYPTED).count();
-    if bags == 0 && safes > 1 { None } else { Some(false) }
-}
-
-fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
-    bytes.windows(part.len()).position(|w| w == part)
-}
-
-/// PKCS#8, PKCS#1 or SEC 1 by its first fields.
-fn is_der_key(bytes: &[u8]) -> bool {
-    let head = &bytes[..bytes.len().min(12)];
-    head.windows(4)
-        .any(|w| w == [0x02, 0x01, 0x00, 0x30] || w[..3] == [0x02, 0x01, 0x00] && w[3] == 0x02)
-        || head.windows(4).any(|w| w == [0x02, 0x01, 0x01, 0x04])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn found(catalogue: &Catalogue, path: &str, text: &str) -> Vec<Issue> {
+        in_text(catalogue, path, text, UnixTime::default(), &mut Facts::default())
+    }
 
     #[test]
     fn a_key_is_told_from_a_placeholder() {
@@ -393,16 +291,16 @@ mod tests {
             })
             .collect();
         let key = format!("-----BEGIN PRIVATE KEY-----\n{body}-----END PRIVATE KEY-----\n");
-        assert_eq!(in_text(&catalogue, "a.pem", &key, UnixTime::default()).len(), 1);
+        assert_eq!(found(&catalogue, "a.pem", &key).len(), 1);
         let escaped = format!("key = \"{}\"", key.replace('\n', "\\n"));
-        assert_eq!(in_text(&catalogue, "a.js", &escaped, UnixTime::default()).len(), 1);
+        assert_eq!(found(&catalogue, "a.js", &escaped).len(), 1);
         let secret = format!("kind: Secret\ndata:\n  tls.key: {}\n", STANDARD.encode(&key));
-        let found = in_text(&catalogue, "s.yaml", &secret, UnixTime::default());
-        assert_eq!(found[0].rule, "key-material-committed/k8s-secret");
+        let in_secret = found(&catalogue, "s.yaml", &secret);
+        assert_eq!(in_secret[0].rule, "key-material-committed/k8s-secret");
         assert!(
-            !found[0].evidence.contains("MIIE") && found[0].evidence.len() < 40,
+            !in_secret[0].evidence.contains("MIIE") && in_secret[0].evidence.len() < 40,
             "{:?}",
-            found[0].evidence
+            in_secret[0].evidence
         );
         for placeholder in [
             "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
@@ -410,10 +308,7 @@ mod tests {
             "-----BEGIN PRIVATE KEY-----\n{{ .Values.key }}\n-----END PRIVATE KEY-----",
             "if strings.Contains(s, \"-----BEGIN PRIVATE KEY-----\") {",
         ] {
-            assert!(
-                in_text(&catalogue, "a.pem", placeholder, UnixTime::default()).is_empty(),
-                "{placeholder}"
-            );
+            assert!(found(&catalogue, "a.pem", placeholder).is_empty(), "{placeholder}");
         }
     }
 }

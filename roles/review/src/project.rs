@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::issue::{Issue, Related};
 use crate::kind::Kind;
+use crate::material::Together;
 use crate::rule::Catalogue;
 
 /// A place in a file.
@@ -32,6 +33,12 @@ pub(crate) struct Project {
     plaintext_hosts: BTreeMap<String, Place>,
     /// Secrets that look like identities: `(namespace, secret)` to the workloads that mount them.
     mounts: BTreeMap<(String, String), BTreeMap<String, Place>>,
+    /// Namespaces that a NetworkPolicy on incoming traffic is about.
+    limited: BTreeSet<String>,
+    /// NetworkPolicies that let everybody in.
+    open: BTreeSet<Place>,
+    /// Keys and certificates.
+    pub(crate) material: Together,
 }
 
 /// Kinds that run containers.
@@ -104,6 +111,15 @@ impl Project {
             let place = Place { path: path.to_owned(), line: first + at };
             self.plaintext_hosts.entry(host).or_insert(place);
         }
+        if kind == "NetworkPolicy" {
+            let ingress = !text.contains("policyTypes:") || text.contains("Ingress");
+            if ingress {
+                self.limited.insert(metadata("namespace").unwrap_or("default").to_owned());
+            }
+            if let Some(at) = open_rule(text) {
+                self.open.insert(Place { path: path.to_owned(), line: first + at });
+            }
+        }
         if kind == "AuthorizationPolicy" {
             let namespace = metadata("namespace").unwrap_or("default").to_owned();
             match labels(text, "matchLabels:") {
@@ -148,6 +164,9 @@ impl Project {
         self.selected.extend(other.selected);
         self.workloads.extend(other.workloads);
         self.plaintext_hosts.extend(other.plaintext_hosts);
+        self.limited.extend(other.limited);
+        self.open.extend(other.open);
+        self.material.merge(other.material);
         for (secret, users) in other.mounts {
             self.mounts.entry(secret).or_default().extend(users);
         }
@@ -172,6 +191,8 @@ impl Project {
             ));
         }
         out.extend(self.uncovered(catalogue));
+        out.extend(self.unlimited(catalogue));
+        out.extend(self.material.findings(catalogue));
         if let Some(strict) = self.strict.first() {
             for (host, place) in &self.plaintext_hosts {
                 let what = format!(
@@ -219,6 +240,29 @@ impl Project {
 }
 
 impl Project {
+    /// Namespaces with workloads that no NetworkPolicy is about, in a tree that has some; and those that limit nothing.
+    fn unlimited(&self, catalogue: &Catalogue) -> Vec<Issue> {
+        let rule = "plaintext-bypass/networkpolicy-gap";
+        let mut out = Vec::new();
+        for place in &self.open {
+            let what = "this rule lets everybody in, from every namespace".to_owned();
+            out.extend(catalogue.issue(rule, &place.path, place.line, String::new(), what));
+        }
+        if self.limited.is_empty() {
+            return out;
+        }
+        let mut told = BTreeSet::new();
+        for (namespace, name, _, place) in &self.workloads {
+            if !self.limited.contains(namespace) && told.insert(namespace) {
+                let what = format!(
+                    "no NetworkPolicy limits who reaches the ports of namespace `{namespace}`, with {name}"
+                );
+                out.extend(catalogue.issue(rule, &place.path, place.line, name.clone(), what));
+            }
+        }
+        out
+    }
+
     /// Workloads that no AuthorizationPolicy is about, in a tree that has some.
     fn uncovered(&self, catalogue: &Catalogue) -> Vec<Issue> {
         if self.authorized.is_empty() && self.selected.is_empty()
@@ -240,6 +284,19 @@ impl Project {
             })
             .collect()
     }
+}
+
+/// The line of a rule without conditions: `- {}` below `ingress:`, or both in one line.
+fn open_rule(text: &str) -> Option<usize> {
+    let mut below_ingress = false;
+    for (i, line) in text.lines().enumerate() {
+        let bare: String = line.split('#').next().unwrap_or_default().split_whitespace().collect();
+        if bare == "ingress:[{}]" || below_ingress && bare == "-{}" {
+            return Some(i);
+        }
+        below_ingress = (below_ingress || bare == "ingress:") && bare != "egress:";
+    }
+    None
 }
 
 /// `key=value` of the entries below every line that is `header`, or in braces behind it.
@@ -332,6 +389,28 @@ mod tests {
         assert!(found(&[("a.yaml", &a), ("b.yaml", &own)]).is_empty());
         let trust = (deployment("a", "a", "ca-bundle-tls"), deployment("b", "b", "ca-bundle-tls"));
         assert!(found(&[("a.yaml", &trust.0), ("b.yaml", &trust.1)]).is_empty());
+    }
+
+    #[test]
+    fn namespaces_that_no_network_policy_limits() {
+        let policy = |namespace: &str, spec: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: p\n  namespace: {namespace}\nspec:\n  podSelector: {{}}\n{spec}"
+            )
+        };
+        let closed = "  policyTypes: [Ingress]\n";
+        let api = deployment("a", "a", "a-tls");
+        let rule = "plaintext-bypass/networkpolicy-gap".to_owned();
+        let elsewhere = policy("pay", closed);
+        let all = found(&[("n.yaml", &elsewhere), ("a.yaml", &api)]);
+        assert_eq!(all, [(rule.clone(), "a.yaml".into(), 2)]);
+        let here = policy("shop", closed);
+        assert!(found(&[("n.yaml", &here), ("a.yaml", &api)]).is_empty());
+        assert!(found(&[("a.yaml", &api)]).is_empty(), "nobody here works with such policies");
+        let open = policy("shop", "  ingress:\n  - {}\n");
+        assert_eq!(found(&[("n.yaml", &open)]), [(rule, "n.yaml".into(), 9)]);
+        let out = policy("shop", "  ingress:\n  - from: []\n  egress:\n  - {}\n");
+        assert!(found(&[("n.yaml", &out)]).is_empty());
     }
 
     #[test]

@@ -9,14 +9,15 @@ use countersign_findings::Finding;
 use countersign_identity::UnixTime;
 use countersign_keys::read_bounded;
 
+use crate::archive;
 use crate::engine::Engine;
 use crate::issue::{Issue, fingerprint};
 use crate::kind::Kind;
-use crate::material;
+use crate::material::{self, Facts};
 use crate::project::Project;
 use crate::rule::Catalogue;
 use crate::suppress;
-use crate::walk::{MAX_MATERIAL, MAX_TEXT, base, files, shown};
+use crate::walk::{Files, MAX_MATERIAL, MAX_TEXT, base, files, shown};
 
 /// What to look at, and when that is.
 #[derive(Clone, Debug)]
@@ -49,6 +50,8 @@ pub struct Report {
     pub issues: Vec<Issue>,
     /// Nothing passes because it could not be read.
     pub unreadable: Vec<Unreadable>,
+    /// Directories of other people's code, which were passed over.
+    pub skipped: Vec<String>,
     /// Files looked at.
     pub files: usize,
     /// Lines in them.
@@ -62,7 +65,7 @@ pub fn review(
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report, Finding> {
     let engine = Engine::new(catalogue);
-    let (paths, bad) = files(&options.paths, options.everything)?;
+    let Files { paths, unreadable, skipped } = files(&options.paths, options.everything)?;
     let next = AtomicUsize::new(0);
     let merged = Mutex::new((Report::default(), Project::default()));
     std::thread::scope(|scope| {
@@ -86,11 +89,13 @@ pub fn review(
         }
     });
     let (mut report, project) = merged.into_inner().unwrap_or_else(|e| e.into_inner());
+    project.material.raise_keys_of_authorities(&mut report.issues);
     report.issues.extend(project.findings(catalogue));
     report.issues.sort_by(|a, b| {
         (&a.path, a.line, a.column, &a.rule).cmp(&(&b.path, b.line, b.column, &b.rule))
     });
-    report.unreadable.extend(bad);
+    report.unreadable.extend(unreadable);
+    report.skipped = skipped;
     report.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
     fingerprint(&mut report.issues, &base(&options.paths));
     Ok(report)
@@ -120,14 +125,21 @@ impl<'c> Reviewer<'c> {
             Some(kind) => self.engine.review(path, kind, text, today)?,
             None => Vec::new(),
         };
-        issues.extend(keys(self.catalogue, path, text, now, today));
+        let mut facts = Facts::default();
+        issues.extend(keys(self.catalogue, path, text, (now, today), &mut facts));
         Ok(issues)
     }
 }
 
 /// Key material in text, as far as no exception covers it.
-fn keys(catalogue: &Catalogue, path: &str, text: &str, now: UnixTime, today: &str) -> Vec<Issue> {
-    let mut out = material::in_text(catalogue, path, text, now);
+fn keys(
+    catalogue: &Catalogue,
+    path: &str,
+    text: &str,
+    (now, today): (UnixTime, &str),
+    facts: &mut Facts,
+) -> Vec<Issue> {
+    let mut out = material::in_text(catalogue, path, text, now, facts);
     suppress::apply(text, &|_, _| true, &mut out, today);
     out
 }
@@ -161,39 +173,51 @@ fn one(
         Ok(meta) => meta.len(),
         Err(e) => return unreadable(e.to_string()),
     };
-    if material::is_interesting(&name) && size > MAX_MATERIAL {
-        return unreadable(format!("larger than {} MiB", MAX_MATERIAL >> 20));
-    }
-    if material::is_interesting(&name) {
-        match read_bounded(path, MAX_MATERIAL) {
-            Ok(bytes) => {
-                report.issues.extend(material::in_file(catalogue, &name, &bytes, options.now))
+    if archive::is_archive(&name) {
+        match archive::look(catalogue, &name, path, options.now, &mut project.material) {
+            Ok(found) => {
+                report.issues.extend(found.issues);
+                report.files += found.files;
+                found.unreadable.into_iter().for_each(unreadable);
             }
-            Err(e) => return unreadable(e.finding().message),
-        }
-    }
-    let by_name = Kind::of(&name, "");
-    if size > MAX_TEXT {
-        if by_name.is_some() {
-            unreadable(format!("larger than {} MiB", MAX_TEXT >> 20));
+            Err(e) => unreadable(e.to_string()),
         }
         return;
     }
-    let bytes = match read_bounded(path, MAX_TEXT) {
+    let is_material = material::is_interesting(&name);
+    let by_name = Kind::of(&name, "");
+    let most = if is_material { MAX_MATERIAL } else { MAX_TEXT };
+    if size > most {
+        if is_material || by_name.is_some() {
+            unreadable(format!("larger than {} MiB", most >> 20));
+        }
+        return;
+    }
+    let bytes = match read_bounded(path, most) {
         Ok(bytes) => bytes,
         Err(e) => return unreadable(e.finding().message),
     };
+    let mut facts = Facts::default();
+    if is_material {
+        let found = material::in_file(catalogue, &name, &bytes, options.now, &mut facts);
+        report.issues.extend(found);
+    }
     let text = match decoded(&bytes) {
         Some(text) => text,
         // Old sources have other encodings; what matters in them is ASCII.
         None if by_name.is_some() && !bytes.contains(&0) => String::from_utf8_lossy(&bytes),
         None if by_name.is_some() => return unreadable("neither UTF-8 nor UTF-16".into()),
-        None => return,
+        None => {
+            project.material.add(&name, facts);
+            return;
+        }
     };
     let same_bytes = matches!(text, Cow::Borrowed(_));
     report.files += 1;
     report.lines += text.lines().count();
-    report.issues.extend(keys(catalogue, &name, &text, options.now, &options.today));
+    let when = (options.now, options.today.as_str());
+    report.issues.extend(keys(catalogue, &name, &text, when, &mut facts));
+    project.material.add(&name, facts);
     let Some(kind) = Kind::of(&name, &text) else { return };
     project.look(&name, kind, &text);
     match engine.review(&name, kind, &text, &options.today) {

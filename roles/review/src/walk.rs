@@ -1,6 +1,8 @@
 //! Which files to look at.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use countersign_findings::{Code, Finding};
 use ignore::WalkBuilder;
@@ -18,14 +20,24 @@ const MAX_FILES: usize = 2_000_000;
 const VENDORED: [&str; 8] =
     ["node_modules", "vendor", "third_party", ".git", "target", ".venv", "site-packages", "dist"];
 
+/// Most directories of others that are named.
+const MAX_SKIPPED: usize = 100;
+
+/// What there is to look at.
+#[derive(Default)]
+pub(crate) struct Files {
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) unreadable: Vec<Unreadable>,
+    /// Directories of other people's code, which are passed over.
+    pub(crate) skipped: Vec<String>,
+}
+
 /// Every file in `paths` that .gitignore does not hide, and what could not be looked at. A path that is given
 /// itself is always looked at; if nothing that is given can be, that is an error.
-pub(crate) fn files(
-    paths: &[PathBuf],
-    everything: bool,
-) -> Result<(Vec<PathBuf>, Vec<Unreadable>), Finding> {
+pub(crate) fn files(paths: &[PathBuf], everything: bool) -> Result<Files, Finding> {
     let mut out = Vec::new();
     let mut bad: Vec<Unreadable> = Vec::new();
+    let skipped = Arc::new(Mutex::new(BTreeSet::new()));
     let mut usable = 0;
     for path in paths {
         let unreadable = |reason: String| Unreadable { path: shown(path), reason };
@@ -54,11 +66,25 @@ pub(crate) fn files(
             .parents(!everything)
             .require_git(false)
             .follow_links(false)
-            .filter_entry(move |e| {
-                let name = e.file_name().to_string_lossy();
-                e.depth() == 0
-                    || !e.file_type().is_some_and(|t| t.is_dir())
-                    || name != ".git" && (everything || !VENDORED.contains(&&*name))
+            .filter_entry({
+                let skipped = Arc::clone(&skipped);
+                move |e| {
+                    let name = e.file_name().to_string_lossy();
+                    if e.depth() == 0 || !e.file_type().is_some_and(|t| t.is_dir()) {
+                        return true;
+                    }
+                    if name == ".git" {
+                        return false;
+                    }
+                    let looked_at = everything || !VENDORED.contains(&&*name);
+                    if !looked_at {
+                        let mut skipped = skipped.lock().unwrap_or_else(|e| e.into_inner());
+                        if skipped.len() < MAX_SKIPPED {
+                            skipped.insert(shown(e.path()));
+                        }
+                    }
+                    looked_at
+                }
             })
             .build();
         for entry in walk {
@@ -84,7 +110,8 @@ pub(crate) fn files(
     }
     out.sort();
     out.dedup();
-    Ok((out, bad))
+    let skipped = std::mem::take(&mut *skipped.lock().unwrap_or_else(|e| e.into_inner()));
+    Ok(Files { paths: out, unreadable: bad, skipped: skipped.into_iter().collect() })
 }
 
 /// Where paths begin that fingerprints are made of: the repository, else what was given. So they are the same

@@ -56,6 +56,10 @@ fn every_rule_on_text_has_an_example_of_both_kinds() {
         "long-lived-cert/cert",
         "long-lived-cert/expired",
         "weak-cert/cert",
+        "weak-cert/csr",
+        "weak-cert/key-mismatch",
+        "weak-cert/chain",
+        "plaintext-bypass/networkpolicy-gap",
         "mesh-permissive/istio-no-strict-default",
         "identity-binding-absent/shared-identity",
     ];

@@ -3,6 +3,7 @@
 mod baseline;
 mod junit;
 mod markdown;
+mod rules;
 mod sarif;
 mod since;
 mod table;
@@ -148,10 +149,10 @@ impl ReviewCommand {
             Format::Table => ReviewFormat::Table,
         });
         if self.list_rules {
-            return list_rules(&catalogue, format);
+            return rules::list(&catalogue, format);
         }
         if let Some(rule) = &self.explain {
-            return explain(&catalogue, rule);
+            return rules::explain(&catalogue, rule, format);
         }
         for id in self.only.iter().chain(&self.skip) {
             known_id(&catalogue, id)?;
@@ -266,59 +267,6 @@ fn known_id(catalogue: &Catalogue, id: &str) -> Result<(), Finding> {
         .hint(format!("did you mean `{nearest}`?")))
 }
 
-fn list_rules(catalogue: &Catalogue, format: ReviewFormat) -> Result<ExitCode, Finding> {
-    if format == ReviewFormat::Json {
-        let rules: Vec<Value> = catalogue
-            .rules
-            .iter()
-            .map(|r| {
-                json!({"id": r.id, "class": r.class.name, "severity": r.severity.as_str(),
-                       "confidence": r.confidence.as_str(), "title": r.title, "cwe": r.class.cwe})
-            })
-            .collect();
-        output::json("countersign.review-rules/v1", &json!({"rules": rules}))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows: Vec<Vec<String>> = catalogue
-        .rules
-        .iter()
-        .map(|r| vec![r.severity.as_str().to_owned(), r.id.clone(), r.title.clone()])
-        .collect();
-    output::table(&["SEVERITY", "RULE", "WHAT IT FINDS"], &rows)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn explain(catalogue: &Catalogue, id: &str) -> Result<ExitCode, Finding> {
-    let Some(rule) = catalogue.rules.iter().find(|r| r.id == id) else {
-        if let Some(class) = catalogue.class(id) {
-            let cwe: Vec<String> = class.cwe.iter().map(|c| format!("CWE-{c}")).collect();
-            output::line(&format!("{} ({}): {}", class.name, class.short, class.title))?;
-            output::line(&format!("\n{}\n{}\n{}\n", class.why, class.fix, cwe.join(", ")))?;
-            for r in catalogue.rules.iter().filter(|r| r.class.name == class.name) {
-                output::line(&format!("  {:9} {}", r.severity.as_str(), r.id))?;
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        return known_id(catalogue, id).map(|()| ExitCode::SUCCESS);
-    };
-    let cwe: Vec<String> = rule.class.cwe.iter().map(|c| format!("CWE-{c}")).collect();
-    output::line(&format!("{}: {}", rule.id, rule.title))?;
-    output::line(&format!(
-        "severity {}, confidence {}, {}\n",
-        rule.severity.as_str(),
-        rule.confidence.as_str(),
-        cwe.join(", ")
-    ))?;
-    output::line(&format!("Why:  {}\nFix:  {}", rule.why, rule.fix))?;
-    for (title, flagged) in [("Found in", true), ("Not found in", false)] {
-        if let Some(e) = rule.examples.iter().find(|e| e.flagged.is_empty() != flagged) {
-            let code: String = e.code.lines().map(|l| format!("    {l}\n")).collect();
-            output::line(&format!("\n{title} {}:\n\n{}", e.file, code.trim_end()))?;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 fn print_json(outcome: &Outcome) -> Result<(), Finding> {
     let issues: Vec<Value> = outcome.report.issues.iter().map(to_json).collect();
     let unreadable: Vec<Value> = outcome
@@ -331,7 +279,7 @@ fn print_json(outcome: &Outcome) -> Result<(), Finding> {
         "countersign.review/v1",
         &json!({
             "files": outcome.report.files, "lines": outcome.report.lines,
-            "findings": issues, "unreadable": unreadable,
+            "findings": issues, "unreadable": unreadable, "skipped": outcome.report.skipped,
             "allowed": outcome.allowed, "baseline": outcome.known,
         }),
     )

@@ -30,6 +30,10 @@ pub(super) fn render(catalogue: &Catalogue, outcome: &Outcome) -> String {
     let mut out = String::from("# mTLS and identity review\n\n");
     let (files, lines) = (counted(report.files, "file"), counted(report.lines, "line"));
     out.push_str(&format!("{files}, {lines}."));
+    if !report.skipped.is_empty() {
+        let names: Vec<String> = report.skipped.iter().map(|s| code(s)).collect();
+        out.push_str(&format!(" Not looked at: {}.", names.join(", ")));
+    }
     if outcome.allowed > 0 {
         out.push_str(&format!(" Covered by exceptions: {}.", outcome.allowed));
     }

@@ -27,6 +27,10 @@ pub(super) fn print(outcome: &Outcome) -> Result<(), Finding> {
     for u in &report.unreadable {
         output::note(&format!("unreadable: {}: {}", u.path, u.reason));
     }
+    if !report.skipped.is_empty() {
+        let names = report.skipped.join(", ");
+        output::note(&format!("not looked at: {names} (--everything does)"));
+    }
     let mut counts: BTreeMap<std::cmp::Reverse<Severity>, usize> = BTreeMap::new();
     for i in &report.issues {
         *counts.entry(std::cmp::Reverse(i.severity)).or_default() += 1;
