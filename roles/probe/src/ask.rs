@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::dial::{Io, MYSQL_CAPABILITIES, mysql_packet, smtp};
+use crate::dial::{Io, MYSQL_CAPABILITIES, MYSQL_TLS, mysql_packet, smtp};
 use crate::http::{Answer, Http2, NoAnswer, closed, http1};
 use crate::options::Protocol;
 use crate::report::Outcome;
@@ -271,7 +271,10 @@ async fn postgres(mut stream: Box<dyn Io>) -> Asked {
 /// A login without a password; the answer is OK, a wish for more, or an error. Packets are numbered: the greeting was
 /// 0, an SSLRequest takes 1.
 pub(crate) async fn mysql(mut stream: Box<dyn Io>, number: u8) -> Asked {
-    let mut body = MYSQL_CAPABILITIES.to_le_bytes().to_vec();
+    // A server that reads the wish for TLS begins a handshake.
+    let without_tls = number == 1;
+    let capabilities = MYSQL_CAPABILITIES & if without_tls { !MYSQL_TLS } else { !0 };
+    let mut body = capabilities.to_le_bytes().to_vec();
     body.extend_from_slice(&(1_u32 << 24).to_le_bytes());
     body.push(33);
     body.extend_from_slice(&[0; 23]);

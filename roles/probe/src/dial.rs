@@ -146,7 +146,9 @@ pub(crate) async fn smtp<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Capabilities: protocol 4.1, TLS, secure connection, plugin authentication.
-pub(crate) const MYSQL_CAPABILITIES: u32 = 0x200 | 0x800 | 0x8000 | 0x8_0000;
+pub(crate) const MYSQL_CAPABILITIES: u32 = 0x200 | MYSQL_TLS | 0x8000 | 0x8_0000;
+/// CLIENT_SSL.
+pub(crate) const MYSQL_TLS: u32 = 0x800;
 
 /// The server's greeting, then SSLRequest (MySQL, "Connection Phase").
 async fn mysql(stream: &mut TcpStream) -> Result<(), String> {
@@ -161,7 +163,7 @@ async fn mysql(stream: &mut TcpStream) -> Result<(), String> {
         Some(b) => u16::from_le_bytes([b[0], b[1]]),
         None => return Err("the MySQL greeting is cut off".into()),
     };
-    if capabilities & 0x800 == 0 {
+    if u32::from(capabilities) & MYSQL_TLS == 0 {
         return Err("MySQL offers no TLS".into());
     }
     let mut request = vec![32, 0, 0, 1];

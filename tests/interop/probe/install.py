@@ -15,7 +15,7 @@ ROOT = f"{DEBS}/root"
 HERE = os.path.dirname(os.path.abspath(__file__))
 # apache2 without -bin would bring configuration and services, which are not wanted.
 PACKAGES = {"nginx": "nginx", "haproxy": "haproxy", "apache2": "apache2-bin", "stunnel": "stunnel4",
-            "postgres": "postgresql"}
+            "postgres": "postgresql", "mariadbd": "mariadb-server-core"}
 NAMES = {"stunnel": ["stunnel4", "stunnel"], "apache2": ["apache2", "httpd"]}
 
 

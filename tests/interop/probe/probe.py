@@ -162,6 +162,9 @@ class Probe(unittest.TestCase):
     def test_postgres(self):
         self.kind("postgres")
 
+    def test_mariadb(self):
+        self.kind("mariadb")
+
     def test_nobody_listens(self):
         s = next(s for s in self.world.setups["python"] if s.what == "strict")
         port, s.port = s.port, self.world.free_port()

@@ -319,3 +319,38 @@ def postgres(setups, world):
         flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
         commands.append([*user, world.tools["postgres"], "-D", data, *flags])
     return commands
+
+
+def mariadb(setups, world):
+    """One process for each set-up; who needs which certificate is a matter of the account."""
+    server = world.tools["mariadbd"]
+    usr = os.path.dirname(os.path.dirname(server))
+    share = f"{usr}/share/mysql"
+    me = ["--user=root"] if os.geteuid() == 0 else []
+    common = [server, "--no-defaults", *me, f"--basedir={usr}", f"--lc-messages-dir={share}", "--innodb=OFF",
+              "--default-storage-engine=Aria", "--aria-log-file-size=8M", "--key-buffer-size=1M",
+              "--aria-pagecache-buffer-size=1M", "--performance-schema=OFF"]
+    home = f"{world.directory}/mariadb"
+    os.makedirs(f"{home}/data")
+    tables = "create database mysql;\nuse mysql;\n"
+    for name in ("mysql_system_tables.sql", "mysql_system_tables_data.sql"):
+        with open(f"{share}/{name}") as f:
+            tables += f.read() + "\n"
+    subprocess.run([*common, f"--datadir={home}/data", "--bootstrap", "--skip-networking"], input=tables, text=True,
+                   check=True, capture_output=True, timeout=60, cwd=home, env=install.environment())
+    commands = []
+    for s in setups:
+        data = f"{home}/{s.name}"
+        subprocess.run(["cp", "-a", f"{home}/data", data], check=True)
+        # The subject is compared as text, so it is the certificate's whole name that may log in.
+        demand = {"strict": "REQUIRE SUBJECT '/CN=web'", "any-identity": "REQUIRE X509", "optional": "REQUIRE SSL"}
+        how = "REQUIRE NONE" if s.plain == "same" else demand[s.auth]
+        with open(f"{data}/accounts.sql", "w") as f:
+            f.write("".join(f"CREATE USER '{user}'@'%' {how};\n" for user in ("web", "countersign")))
+        p = world.pki.path
+        commands.append([*common, f"--datadir={data}", f"--port={s.port}", "--bind-address=127.0.0.1",
+                         f"--socket={data}/s", f"--pid-file={data}/pid", f"--init-file={data}/accounts.sql",
+                         f"--ssl-cert={p(s.cert)}.pem", f"--ssl-key={p(s.cert)}.key",
+                         f"--ssl-ca={p('client-ca.pem')}", "--tls-version=TLSv1.2,TLSv1.3", "--max-connections=50",
+                         *([f"--ssl-crl={p('crl.pem')}"] if s.crl else [])])
+    return commands

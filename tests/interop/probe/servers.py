@@ -24,7 +24,7 @@ import proxies
 from setups import all_setups
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-NEEDS = {"go": ["goserver"], "apache": ["apache2"], "postgres": ["postgres", "initdb"]}
+NEEDS = {"go": ["goserver"], "apache": ["apache2"], "postgres": ["postgres", "initdb"], "mariadb": ["mariadbd"]}
 
 
 def judge(mode, headers):

@@ -29,7 +29,7 @@ FINDINGS = {
 # Who serves a request with Content-Length and Transfer-Encoding, as RFC 9112 permits if the length is dropped.
 FRAMING_TAKEN = {"haproxy", "apache", "go"}
 # Who judges nothing but the chain when the set-up is right: no way to say "not a CA".
-CA_TAKEN = {"envoy", "stunnel", "postgres"}
+CA_TAKEN = {"envoy", "stunnel", "postgres", "mariadb"}
 # nginx and Apache forgive an issuer that they do not know, and nothing else.
 NO_CA = frozenset({"expired", "not-yet-valid", "wrong-usage"})
 SURPRISES = {
@@ -96,7 +96,7 @@ class Setup:
     @property
     def by_name(self):
         """Bound to a DNS or common name, which what the probe makes for itself does not have."""
-        return self.kind in ("stunnel", "postgres") and self.auth == "strict"
+        return self.kind in ("stunnel", "postgres", "mariadb") and self.auth == "strict"
 
     @property
     def tells_revoked(self):
@@ -204,6 +204,13 @@ def all_setups():
             Setup("postgres", "server-long", "postgres", cert="server-long"),
         ],
     }
+    out["mariadb"] = [
+        Setup("mariadb", "strict", "mysql", crl=True, resume=True), Setup("mariadb", "no-crl", "mysql", resume=True),
+        Setup("mariadb", "any-identity", "mysql", auth="any-identity", resume=True),
+        Setup("mariadb", "optional", "mysql", auth="optional"),
+        Setup("mariadb", "plaintext", "mysql", auth="optional", plain="same"),
+        Setup("mariadb", "server-long", "mysql", cert="server-long", resume=True),
+    ]
     for kind in ("node", "go"):
         out[kind] += [Setup(kind, "strict", "grpc", crl=True)]
         out[kind] += [Setup(kind, auth, "grpc", auth=auth) for auth in auths[:4]]
