@@ -233,7 +233,7 @@ impl Source<'_> {
                 r"useClientMode\s*=\s*false|TlsServerCredentials|NettyServerBuilder|\bServerBuilder\b|HttpServerOptions|",
                 r"ServerBootstrap|\bUndertow\b|WebServerFactory|embeddedServer|AuthenticateAsServer|",
                 r"SslServerAuthenticationOptions|\bUseHttps\b|ConfigureHttpsDefaults|HttpsConnectionAdapterOptions|",
-                r"\bTcpListener\b|\bHttpListener\b|TransportListener|NeedClientAuth|WantClientAuth|",
+                r"\bclass\s+\w*Server\b|\bTcpListener\b|\bHttpListener\b|TransportListener|NeedClientAuth|WantClientAuth|",
                 r"ClientCertificateRequired|ClientCertificateMode"
             ))
             .ok()
