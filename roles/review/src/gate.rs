@@ -15,6 +15,8 @@ use crate::syntax::Function;
 const DEPTH: usize = 2;
 /// Most functions that are gathered; a file with more tells nothing definite.
 const MOST: usize = 40;
+/// In files with more functions than this nobody looks for who calls whom: every pair would have to be compared.
+const MOST_IN_FILE: usize = 600;
 
 fn is_word(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_'
@@ -53,6 +55,9 @@ impl Source<'_> {
     }
 
     fn callees(&self, part: Range<usize>, depth: usize, seen: &mut BTreeSet<usize>) {
+        if self.parts.functions.len() > MOST_IN_FILE {
+            return;
+        }
         for (i, f) in self.parts.functions.iter().enumerate() {
             if f.name.is_empty() || seen.len() >= MOST || seen.contains(&i) {
                 continue;
@@ -95,6 +100,7 @@ impl Source<'_> {
             .parts
             .functions
             .iter()
+            .take(MOST_IN_FILE)
             .filter(|f| !f.name.is_empty() && f.range != own.range && self.mentions(&f.range, own))
             .take(MOST)
             .collect();
