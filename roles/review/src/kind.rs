@@ -146,7 +146,8 @@ impl Kind {
             _ if lower.starts_with(".env") => Kind::Properties,
             _ if matches!(lower.as_str(), "gemfile" | "rakefile" | "puma.rb") => Kind::Ruby,
             _ if lower.contains("haproxy") => Kind::HaProxy,
-            _ if lower.starts_with("nginx") => Kind::Nginx,
+            // Annotations of ingress-nginx.
+            _ if lower.starts_with("nginx") || lower.ends_with("-snippet") => Kind::Nginx,
             _ if text.starts_with("#!") => match text.lines().next().unwrap_or_default() {
                 l if l.contains("python") => Kind::Python,
                 l if l.contains("node") => Kind::JavaScript,

@@ -6,6 +6,7 @@
 
 mod archive;
 mod engine;
+mod gate;
 mod issue;
 mod kind;
 mod layout;

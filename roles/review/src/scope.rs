@@ -39,6 +39,14 @@ pub(crate) enum Scope {
     Keys,
     /// Conditions of the branches around it, within its function.
     Guard,
+    /// Those, and the ones of branches before it that leave the function, and of all uses of what it is part of.
+    Gate,
+    /// Its `Body`, or the function around it, with the functions of the file that are called from there.
+    Reach,
+    /// The function around it, with those that it calls, those that call it, and what these call.
+    Family,
+    /// `server`, `client` or both, as far as the code around tells.
+    Role,
     /// The whole file.
     File,
     /// The file's path.
@@ -65,6 +73,10 @@ impl Scope {
             "document" => Scope::Document,
             "keys" => Scope::Keys,
             "guard" => Scope::Guard,
+            "gate" => Scope::Gate,
+            "reach" => Scope::Reach,
+            "family" => Scope::Family,
+            "role" => Scope::Role,
             "file" => Scope::File,
             "path" => Scope::Path,
             _ => return None,

@@ -178,6 +178,13 @@ impl<'a> Source<'a> {
             Scope::Path => Cow::Borrowed(self.path),
             Scope::Keys => Cow::Owned(layout::keys(&self.text, at.start)),
             Scope::Guard => Cow::Owned(self.guards(at)),
+            Scope::Gate => Cow::Owned(self.gate(at)),
+            Scope::Family => Cow::Owned(self.family(at)),
+            Scope::Role => Cow::Borrowed(self.role(at)),
+            Scope::Reach => {
+                let body = self.body(at, callback).or_else(|| self.function(at));
+                Cow::Owned(body.map(|b| self.reach(b)).unwrap_or_default())
+            }
             _ => {
                 let range = self.range(scope, at, callback);
                 Cow::Borrowed(range.and_then(|r| self.text.get(r)).unwrap_or_default())
@@ -194,7 +201,13 @@ impl<'a> Source<'a> {
     ) -> Option<Range<usize>> {
         let whole = 0..self.raw.len();
         Some(match scope {
-            Scope::Path | Scope::Keys | Scope::Guard => return None,
+            Scope::Path
+            | Scope::Keys
+            | Scope::Guard
+            | Scope::Gate
+            | Scope::Reach
+            | Scope::Family
+            | Scope::Role => return None,
             Scope::Match => at.clone(),
             Scope::Line => self.line_range(at, 0),
             Scope::Around => {
@@ -269,7 +282,7 @@ impl<'a> Source<'a> {
     }
 
     /// Conditions of the branches around a match, within its function, one a line.
-    fn guards(&self, at: &Range<usize>) -> String {
+    pub(crate) fn guards(&self, at: &Range<usize>) -> String {
         let function = self.function(at).unwrap_or(0..self.raw.len());
         let mut out = String::new();
         for b in &self.parts.branches {
@@ -278,7 +291,11 @@ impl<'a> Source<'a> {
                 && at.end <= b.range.end
                 && !(b.condition.start <= at.start && at.end <= b.condition.end)
             {
-                out.push_str(&self.text[b.condition.clone()]);
+                let condition = &self.text[b.condition.clone()];
+                if b.arm && !condition.starts_with("case") {
+                    out.push_str("case ");
+                }
+                out.push_str(condition);
                 out.push('\n');
             }
         }

@@ -21,6 +21,8 @@ pub(crate) struct Function {
 pub(crate) struct Branch {
     pub(crate) range: Range<usize>,
     pub(crate) condition: Range<usize>,
+    /// Of a `switch` or `when`: what the condition compares is elsewhere.
+    pub(crate) arm: bool,
 }
 
 /// The parts of a source file.
@@ -91,7 +93,8 @@ fn collect(node: Node<'_>, text: &str, parts: &mut Parts, depth: usize, in_chain
             parts.tests.push(range.clone());
         }
         if let Some(condition) = condition(node) {
-            parts.branches.push(Branch { range: range.clone(), condition });
+            let arm = is_arm(kind);
+            parts.branches.push(Branch { range: range.clone(), condition, arm });
         }
     }
     if depth >= MAX_DEPTH {
@@ -317,6 +320,10 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
         return node.named_child(1).map(|c| c.byte_range());
     }
     node.named_child(0).map(|c| c.byte_range())
+}
+
+fn is_arm(kind: &str) -> bool {
+    matches!(kind, "when_entry" | "switch_section" | "switch_block_statement_group" | "switch_rule")
 }
 
 fn preceded_by_cfg_test(node: Node<'_>, text: &str) -> bool {

@@ -1,0 +1,277 @@
+//! What the rest of a file says about a place: who is called from there, who uses it, and under which
+//! conditions. All by names within one file: what other files do is not known here.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use crate::scope::innermost;
+use crate::source::Source;
+use crate::syntax::Function;
+
+/// How far calls are followed.
+const DEPTH: usize = 2;
+/// Most functions that are gathered; a file with more tells nothing definite.
+const MOST: usize = 40;
+/// In files with more functions than this nobody looks for who calls whom: every pair would have to be compared.
+const MOST_IN_FILE: usize = 600;
+
+fn is_word(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'_'
+}
+
+/// Where `name` stands as a word of its own.
+fn words<'t>(text: &'t str, name: &'t str) -> impl Iterator<Item = Range<usize>> + 't {
+    let bytes = text.as_bytes();
+    text.match_indices(name).filter_map(move |(i, m)| {
+        let end = i + m.len();
+        let before = i == 0 || !is_word(bytes[i - 1]);
+        let after = end >= bytes.len() || !is_word(bytes[end]);
+        (before && after && !name.is_empty()).then_some(i..end)
+    })
+}
+
+/// Names that an interface gives: whoever implements it has them, and nobody calls them by name.
+fn is_hook(name: &str) -> bool {
+    matches!(
+        name,
+        "checkServerTrusted" | "checkClientTrusted" | "getAcceptedIssuers" | "isTrusted" | "verify"
+    )
+}
+
+impl Source<'_> {
+    /// Whether a function is called, or handed on, in a part of the file.
+    fn mentions(&self, part: &Range<usize>, function: &Function) -> bool {
+        let Some(text) = self.code.get(part.clone()) else { return false };
+        words(text, &function.name).any(|w| {
+            let next = text[w.end..].trim_start().bytes().next();
+            let reference = text[..w.start].ends_with("::");
+            let inside = part.start + w.start >= function.range.start
+                && part.start + w.end <= function.range.end;
+            !inside && (reference || matches!(next, Some(b'(' | b'<' | b',' | b')' | b';')))
+        })
+    }
+
+    fn callees(&self, part: Range<usize>, depth: usize, seen: &mut BTreeSet<usize>) {
+        if self.parts.functions.len() > MOST_IN_FILE {
+            return;
+        }
+        for (i, f) in self.parts.functions.iter().enumerate() {
+            if f.name.is_empty() || seen.len() >= MOST || seen.contains(&i) {
+                continue;
+            }
+            if self.mentions(&part, f) {
+                seen.insert(i);
+                if depth > 1 {
+                    self.callees(f.body..f.range.end, depth - 1, seen);
+                }
+            }
+        }
+    }
+
+    fn bodies(&self, first: Option<Range<usize>>, more: &BTreeSet<usize>) -> String {
+        let mut out = String::new();
+        let more = more.iter().map(|i| {
+            let f = &self.parts.functions[*i];
+            f.body..f.range.end
+        });
+        for range in first.into_iter().chain(more) {
+            out.push_str(self.text.get(range).unwrap_or_default());
+            out.push('\n');
+        }
+        out
+    }
+
+    /// A body with those of the functions of this file that it calls.
+    pub(crate) fn reach(&self, body: Range<usize>) -> String {
+        let mut seen = BTreeSet::new();
+        self.callees(body.clone(), DEPTH, &mut seen);
+        self.bodies(Some(body), &seen)
+    }
+
+    /// The function around a place, what it calls, who calls it, and what these call.
+    pub(crate) fn family(&self, at: &Range<usize>) -> String {
+        let Some(own) = self.function_around(at) else { return self.text.to_string() };
+        let mut seen = BTreeSet::new();
+        self.callees(own.range.clone(), DEPTH, &mut seen);
+        let callers: Vec<&Function> = self
+            .parts
+            .functions
+            .iter()
+            .take(MOST_IN_FILE)
+            .filter(|f| !f.name.is_empty() && f.range != own.range && self.mentions(&f.range, own))
+            .take(MOST)
+            .collect();
+        let mut out = self.bodies(Some(own.range.clone()), &seen);
+        for caller in callers {
+            let mut more = BTreeSet::new();
+            self.callees(caller.range.clone(), 1, &mut more);
+            out.push_str(&self.bodies(Some(caller.range.clone()), &more));
+        }
+        out
+    }
+
+    fn function_around(&self, at: &Range<usize>) -> Option<&Function> {
+        self.parts
+            .functions
+            .iter()
+            .filter(|f| f.range.start <= at.start && at.end <= f.range.end && !f.name.is_empty())
+            .min_by_key(|f| f.range.end - f.range.start)
+    }
+
+    /// Conditions on the way to a place, one a line: of the branches around it, of those before it that leave
+    /// the function, and of every use of what it is part of; of no use if one of them has none.
+    pub(crate) fn gate(&self, at: &Range<usize>) -> String {
+        let mut out = self.guards(at);
+        out.push_str(&self.exits(at));
+        if let Some(uses) = self.used_under(at, DEPTH) {
+            out.push_str(&uses);
+        }
+        out
+    }
+
+    /// Conditions of branches before a place in its function that end in a way out: what follows is the else.
+    fn exits(&self, at: &Range<usize>) -> String {
+        let Some(function) = self.function_around(at) else { return String::new() };
+        let mut out = String::new();
+        for b in &self.parts.branches {
+            if b.range.start < function.body || b.range.end > at.start {
+                continue;
+            }
+            let taken = self.code[b.condition.end..b.range.end]
+                .trim_start_matches([')', ' ', '\n', '\r', '\t', '{']);
+            static LEAVES: LazyLock<Option<Regex>> = LazyLock::new(|| {
+                Regex::new(r"(?:^|[;{}\n])\s*(?:return|throw)\b[^;{}]*;?\s*\}?\s*$").ok()
+            });
+            if !LEAVES.as_ref().is_some_and(|r| r.is_match(taken)) {
+                continue;
+            }
+            // The block that the branch stands in must still be open at the place.
+            let mut depth = 0i32;
+            let open = self.code[b.range.end..at.start].bytes().all(|c| {
+                match c {
+                    b'{' => depth += 1,
+                    b'}' => depth -= 1,
+                    _ => {}
+                }
+                depth >= 0
+            });
+            if open {
+                out.push_str(&self.text[b.condition.clone()]);
+                out.push('\n');
+            }
+        }
+        out
+    }
+
+    /// The conditions under which everything is used that a place is part of. `None` if there is a use without
+    /// one, or none at all.
+    fn used_under(&self, at: &Range<usize>, depth: usize) -> Option<String> {
+        if depth == 0 {
+            return None;
+        }
+        let (name, declared) = self.used_as(at)?;
+        let mut out = String::new();
+        for word in words(&self.code, &name) {
+            if word.start >= declared.start && word.end <= declared.end {
+                continue;
+            }
+            let line_start = self.code[..word.start].rfind('\n').map_or(0, |i| i + 1);
+            if self.code[line_start..word.start].trim_start().starts_with("import") {
+                continue;
+            }
+            let mut conditions = self.guards(&word);
+            conditions.push_str(&self.exits(&word));
+            if conditions.is_empty() {
+                conditions = self.used_under(&word, depth - 1)?;
+            }
+            out.push_str(&conditions);
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    /// The innermost thing with a name around a place that is used somewhere else in the file: a variable, a
+    /// class, a function. With where it is declared.
+    fn used_as(&self, at: &Range<usize>) -> Option<(String, Range<usize>)> {
+        static ASSIGNED: LazyLock<Option<Regex>> =
+            LazyLock::new(|| Regex::new(r"(\w+)\s*(?::\s*[\w<>?.\[\]]+\s*)?=[^=>]").ok());
+        static CLASS: LazyLock<Option<Regex>> =
+            LazyLock::new(|| Regex::new(r"\b(?:class|record|struct|object|enum)\s+(\w+)").ok());
+        let mut entities: Vec<(String, Range<usize>)> = Vec::new();
+        if let Some(statement) = innermost(&self.parts.statements, at) {
+            let head = self.code.get(statement.start..at.start).unwrap_or_default();
+            if let Some(found) = ASSIGNED.as_ref().and_then(|r| r.captures(head)) {
+                entities.push((found[1].to_owned(), statement));
+            }
+        }
+        for class in &self.parts.classes {
+            if class.start <= at.start && at.end <= class.end {
+                let head = self.code.get(class.clone()).unwrap_or_default();
+                let head = head.split('{').next().unwrap_or_default();
+                if let Some(found) = CLASS.as_ref().and_then(|r| r.captures(head)) {
+                    entities.push((found[1].to_owned(), class.clone()));
+                }
+            }
+        }
+        for f in &self.parts.functions {
+            if f.range.start <= at.start
+                && at.end <= f.range.end
+                && !f.name.is_empty()
+                && !is_hook(&f.name)
+            {
+                entities.push((f.name.clone(), f.range.clone()));
+            }
+        }
+        entities.sort_by_key(|(_, r)| r.end - r.start);
+        entities.into_iter().find(|(name, declared)| {
+            words(&self.code, name).any(|w| w.start < declared.start || w.end > declared.end)
+        })
+    }
+
+    /// `server`, `client` or both, as far as the code around a place tells: its function, else its class, else
+    /// the file. Empty where nothing tells.
+    pub(crate) fn role(&self, at: &Range<usize>) -> &'static str {
+        static SERVER: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(concat!(
+                r"ServerSocket|\bforServer\s*\(|\bHttps?Server\b|SslContextFactory\.Server|UseClientMode\s*\(\s*false|",
+                r"useClientMode\s*=\s*false|TlsServerCredentials|NettyServerBuilder|\bServerBuilder\b|HttpServerOptions|",
+                r"ServerBootstrap|\bUndertow\b|WebServerFactory|embeddedServer|AuthenticateAsServer|",
+                r"SslServerAuthenticationOptions|\bUseHttps\b|ConfigureHttpsDefaults|HttpsConnectionAdapterOptions|",
+                r"\bclass\s+\w*Server\b|\bTcpListener\b|\bHttpListener\b|TransportListener|NeedClientAuth|WantClientAuth|",
+                r"ClientCertificateRequired|ClientCertificateMode"
+            ))
+            .ok()
+        });
+        static CLIENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(concat!(
+                r"UseClientMode\s*\(\s*true|useClientMode\s*=\s*true|\bforClient\s*\(|HttpsURLConnection|OkHttp|",
+                r"HttpClient|RestTemplate|WebClient|\bSSLSocketFactory\b|\bcreateSocket\s*\(|SslContextFactory\.Client|",
+                r"ChannelBuilder|\bforAddress\s*\(|AuthenticateAsClient|SslClientAuthenticationOptions|",
+                r"ServicePointManager|HttpWebRequest|WebSocketClient|ClientWebSocket|SmtpClient|SocketsHttpHandler|",
+                r"TlsChannelCredentials|\bTcpClient\b|openConnection|MqttClient|ConnectionFactory|\bengine\s*\{|\bhttps\s*\{|",
+                r"TLSConfig|SSLSocketFactory|getSocketFactory|ConnectAsync|BaseAddress|SmtpTransport|LdapConnection"
+            ))
+            .ok()
+        });
+        let parts = [
+            self.function_around(at).map(|f| f.range.clone()),
+            innermost(&self.parts.classes, at),
+            Some(0..self.code.len()),
+        ];
+        let is = |r: &LazyLock<Option<Regex>>, part: Range<usize>| {
+            let text = self.code.get(part).unwrap_or_default();
+            r.as_ref().is_some_and(|r| r.is_match(text))
+        };
+        for part in parts.into_iter().flatten() {
+            match (is(&SERVER, part.clone()), is(&CLIENT, part)) {
+                (true, true) => return "server client",
+                (true, false) => return "server",
+                (false, true) => return "client",
+                (false, false) => {}
+            }
+        }
+        ""
+    }
+}
