@@ -78,8 +78,15 @@ impl<'c> Engine<'c> {
         today: &str,
     ) -> Result<Vec<Issue>, String> {
         let mut out = self.one(path, kind, text, today)?;
-        if kind == Kind::Yaml && text.contains('|') {
-            for (name, inner, first_line) in layout::embedded(text) {
+        let inner = match kind {
+            Kind::Yaml if text.contains('|') => layout::embedded(text),
+            Kind::Shell | Kind::Dockerfile | Kind::Terraform if text.contains("<<") => {
+                layout::heredocs(text)
+            }
+            _ => Vec::new(),
+        };
+        if !inner.is_empty() {
+            for (name, inner, first_line) in inner {
                 let Some(kind) = Kind::of(&name, &inner) else { continue };
                 for mut issue in self.one(path, kind, &inner, today)? {
                     issue.line += first_line - 1;

@@ -333,6 +333,49 @@ pub(crate) fn tag(text: &str, at: &Range<usize>) -> Range<usize> {
     start..end
 }
 
+/// Files that a script writes: `cat > peer.yaml <<EOF`, `kubectl apply -f - <<EOF`; with the line on which they begin.
+pub(crate) fn heredocs(text: &str) -> Vec<(String, String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut out = Vec::new();
+    let mut i = 0;
+    while i < lines.len() {
+        let line = lines[i];
+        i += 1;
+        let Some((before, after)) = line.split_once("<<").filter(|(_, a)| !a.starts_with('<'))
+        else {
+            continue;
+        };
+        let word = after.trim_start_matches(['-', '~']).trim_start();
+        let word: String = word
+            .trim_start_matches(['"', '\'', '\\'])
+            .chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect();
+        let Some(length) = lines[i..].iter().position(|l| l.trim() == word) else { continue };
+        if word.is_empty() {
+            continue;
+        }
+        let body: String = lines[i..i + length].iter().map(|l| format!("{l}\n")).collect();
+        let rest = after.split_once(word.as_str()).map_or("", |(_, rest)| rest);
+        let named = [before, rest].into_iter().find_map(|part| {
+            let (_, target) = part
+                .rsplit_once(['>', ' '])
+                .filter(|_| part.contains(['>']) || part.contains("tee "))?;
+            let name = target.trim().trim_matches(['"', '\'', ';', '{']);
+            name.contains('.').then(|| name.rsplit('/').next().unwrap_or_default().to_owned())
+        });
+        let name = named.unwrap_or_else(|| {
+            let name = if body.contains("apiVersion:") { "applied.yaml" } else { "" };
+            name.to_owned()
+        });
+        if !name.is_empty() {
+            out.push((name, body, i + 1));
+        }
+        i += length + 1;
+    }
+    out
+}
+
 /// Files within a YAML file: block scalars whose key is a file's name. `(name, text, line of its first line)`.
 pub(crate) fn embedded(text: &str) -> Vec<(String, String, usize)> {
     let mut out = Vec::new();
