@@ -215,9 +215,12 @@ impl<'a> Source<'a> {
                     self.part_of_layout(at).unwrap_or_else(|| self.line_range(at, 0))
                 }),
             },
-            Scope::Statement => {
-                innermost(&self.parts.statements, at).unwrap_or_else(|| self.line_range(at, 0))
-            }
+            Scope::Statement => innermost(&self.parts.statements, at)
+                // One that a closure around the match is part of says what the closure is for.
+                .filter(|s| {
+                    self.closure(at).is_none_or(|c| !(s.start <= c.start && c.end <= s.end))
+                })
+                .unwrap_or_else(|| self.line_range(at, 0)),
             Scope::Body => self.body(at, callback)?,
             Scope::Function => self.function(at).unwrap_or(whole),
             Scope::Closure => self.closure(at).unwrap_or(whole),
