@@ -39,6 +39,8 @@ pub(crate) enum Scope {
     Keys,
     /// Conditions of the branches around it, within its function.
     Guard,
+    /// Conditions of the branches before it that leave: where one of them holds, it is not reached.
+    Exits,
     /// The whole file.
     File,
     /// The file's path.
@@ -65,6 +67,7 @@ impl Scope {
             "document" => Scope::Document,
             "keys" => Scope::Keys,
             "guard" => Scope::Guard,
+            "exits" => Scope::Exits,
             "file" => Scope::File,
             "path" => Scope::Path,
             _ => return None,

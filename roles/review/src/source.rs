@@ -178,6 +178,7 @@ impl<'a> Source<'a> {
             Scope::Path => Cow::Borrowed(self.path),
             Scope::Keys => Cow::Owned(layout::keys(&self.text, at.start)),
             Scope::Guard => Cow::Owned(self.guards(at)),
+            Scope::Exits => Cow::Owned(self.exits(at)),
             _ => {
                 let range = self.range(scope, at, callback);
                 Cow::Borrowed(range.and_then(|r| self.text.get(r)).unwrap_or_default())
@@ -194,7 +195,7 @@ impl<'a> Source<'a> {
     ) -> Option<Range<usize>> {
         let whole = 0..self.raw.len();
         Some(match scope {
-            Scope::Path | Scope::Keys | Scope::Guard => return None,
+            Scope::Path | Scope::Keys | Scope::Guard | Scope::Exits => return None,
             Scope::Match => at.clone(),
             Scope::Line => self.line_range(at, 0),
             Scope::Around => {
@@ -288,10 +289,63 @@ impl<'a> Source<'a> {
         out
     }
 
+    /// Conditions under which a match is not reached, as a branch before it has left its function, one a line.
+    fn exits(&self, at: &Range<usize>) -> String {
+        let function = self.function(at).unwrap_or(0..self.raw.len());
+        let mut out = String::new();
+        for b in &self.parts.branches {
+            if b.range.start >= function.start
+                && b.range.end <= at.start
+                && leaves(&self.code[b.condition.end..b.range.end])
+                && never_closes(&self.code[b.range.end..at.start])
+            {
+                out.push_str(&self.text[b.condition.clone()]);
+                out.push('\n');
+            }
+        }
+        out
+    }
+
     /// Whether the match lies in a test that is part of the file.
     pub(crate) fn in_tests(&self, at: usize) -> bool {
         self.parts.tests.iter().any(|r| r.contains(&at))
     }
+}
+
+/// Whether what follows a condition, up to the end of its first block, always leaves.
+fn leaves(body: &str) -> bool {
+    const WORDS: [&str; 8] =
+        ["return", "throw", "panic", "continue", "break", "goto", "os.Exit", "log.Fatal"];
+    let mut depth = 0usize;
+    for (i, c) in body.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth <= 1 => return false,
+            '}' => depth -= 1,
+            _ if depth <= 1 && c.is_ascii_alphabetic() => {
+                let starts = !body[..i].ends_with(|p: char| p.is_alphanumeric() || p == '_');
+                if starts && WORDS.iter().any(|w| body[i..].starts_with(w)) {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Whether no block that was open before `text` ends in it.
+fn never_closes(text: &str) -> bool {
+    let mut depth = 0usize;
+    for c in text.bytes() {
+        match c {
+            b'{' => depth += 1,
+            b'}' if depth == 0 => return false,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    true
 }
 
 /// `text` with `ranges` replaced by spaces, line by line and byte by byte as long.
