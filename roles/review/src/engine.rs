@@ -59,7 +59,13 @@ impl<'c> Engine<'c> {
             (rule, &rule.shapes[*s])
         };
         let words = selected.words.get_or_init(|| {
-            Words::new(selected.shapes.iter().map(|at| shape(at).1.pattern.as_str()))
+            // Where a pattern itself has no words, what it asks of the file may have some.
+            Words::new(selected.shapes.iter().map(|at| {
+                let s = shape(at).1;
+                let asked = if kind.language().is_some() { s.if_.as_slice() } else { &[] };
+                std::iter::once(s.pattern.as_str())
+                    .chain(asked.iter().filter_map(Condition::of_text))
+            }))
         });
         let mut out: Vec<(&Rule, &Shape)> =
             words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect();

@@ -132,40 +132,6 @@ impl Source<'_> {
         out
     }
 
-    /// Conditions of branches before a place in its function that end in a way out: what follows is the else.
-    fn exits(&self, at: &Range<usize>) -> String {
-        let Some(function) = self.function_around(at) else { return String::new() };
-        let mut out = String::new();
-        for b in &self.parts.branches {
-            if b.range.start < function.body || b.range.end > at.start {
-                continue;
-            }
-            let taken = self.code[b.condition.end..b.range.end]
-                .trim_start_matches([')', ' ', '\n', '\r', '\t', '{']);
-            static LEAVES: LazyLock<Option<Regex>> = LazyLock::new(|| {
-                Regex::new(r"(?:^|[;{}\n])\s*(?:return|throw)\b[^;{}]*;?\s*\}?\s*$").ok()
-            });
-            if !LEAVES.as_ref().is_some_and(|r| r.is_match(taken)) {
-                continue;
-            }
-            // The block that the branch stands in must still be open at the place.
-            let mut depth = 0i32;
-            let open = self.code[b.range.end..at.start].bytes().all(|c| {
-                match c {
-                    b'{' => depth += 1,
-                    b'}' => depth -= 1,
-                    _ => {}
-                }
-                depth >= 0
-            });
-            if open {
-                out.push_str(&self.text[b.condition.clone()]);
-                out.push('\n');
-            }
-        }
-        out
-    }
-
     /// The conditions under which everything is used that a place is part of. `None` if there is a use without
     /// one, or none at all.
     fn used_under(&self, at: &Range<usize>, depth: usize) -> Option<String> {

@@ -42,14 +42,16 @@ pub(crate) struct Words {
 }
 
 impl Words {
-    pub(crate) fn new<'a>(patterns: impl Iterator<Item = &'a str>) -> Self {
+    /// Each of several patterns that must all match; the first that has words stands for them.
+    pub(crate) fn new<'a, P: Iterator<Item = &'a str>>(patterns: impl Iterator<Item = P>) -> Self {
         let mut words: Vec<Vec<u8>> = Vec::new();
         let mut owners: Vec<Vec<usize>> = Vec::new();
         let mut always = Vec::new();
         let mut count = 0;
-        for (i, pattern) in patterns.enumerate() {
+        for (i, mut all) in patterns.enumerate() {
             count = i + 1;
-            let found = regex_syntax::parse(pattern).ok().and_then(|hir| required(&hir));
+            let found =
+                all.find_map(|p| regex_syntax::parse(p).ok().and_then(|hir| required(&hir)));
             let Some(found) = found else {
                 always.push(i);
                 continue;
@@ -100,10 +102,14 @@ mod tests {
                 r"x?long_word",
                 r"(?:aa|bbbbb)",
             ]
-            .into_iter(),
+            .into_iter()
+            .map(std::iter::once),
         );
         assert_eq!(words.candidates("InsecureJumpVerify:"), [0, 2, 4]);
         assert_eq!(words.candidates("a beta_x and long_word"), [1, 2, 3, 4]);
         assert_eq!(words.candidates(""), [2, 4], "what has no words is always tried");
+        let words = Words::new([[r"\w+:", r"besides"].into_iter()].into_iter());
+        assert!(words.candidates("a: b").is_empty(), "what is asked besides is not there");
+        assert_eq!(words.candidates("a: besides"), [0]);
     }
 }

@@ -143,6 +143,19 @@ pub(crate) struct Condition {
     pub(crate) pattern: Pattern,
 }
 
+impl Condition {
+    /// The pattern, if the file cannot but hold what matches it.
+    pub(crate) fn of_text(&self) -> Option<&str> {
+        match (&self.pattern, self.scope) {
+            (
+                Pattern::Fixed(p),
+                Scope::File | Scope::Function | Scope::Body | Scope::Before | Scope::After,
+            ) => Some(p.as_str()),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Pattern {
     Fixed(Lazy),

@@ -47,6 +47,8 @@ pub(crate) enum Scope {
     Family,
     /// `server`, `client` or both, as far as the code around tells.
     Role,
+    /// Conditions of the branches before it that leave: where one of them holds, it is not reached.
+    Exits,
     /// The whole file.
     File,
     /// The file's path.
@@ -77,6 +79,7 @@ impl Scope {
             "reach" => Scope::Reach,
             "family" => Scope::Family,
             "role" => Scope::Role,
+            "exits" => Scope::Exits,
             "file" => Scope::File,
             "path" => Scope::Path,
             _ => return None,

@@ -185,6 +185,7 @@ impl<'a> Source<'a> {
                 let body = self.body(at, callback).or_else(|| self.function(at));
                 Cow::Owned(body.map(|b| self.reach(b)).unwrap_or_default())
             }
+            Scope::Exits => Cow::Owned(self.exits(at)),
             _ => {
                 let range = self.range(scope, at, callback);
                 Cow::Borrowed(range.and_then(|r| self.text.get(r)).unwrap_or_default())
@@ -204,6 +205,7 @@ impl<'a> Source<'a> {
             Scope::Path
             | Scope::Keys
             | Scope::Guard
+            | Scope::Exits
             | Scope::Gate
             | Scope::Reach
             | Scope::Family
@@ -228,9 +230,12 @@ impl<'a> Source<'a> {
                     self.part_of_layout(at).unwrap_or_else(|| self.line_range(at, 0))
                 }),
             },
-            Scope::Statement => {
-                innermost(&self.parts.statements, at).unwrap_or_else(|| self.line_range(at, 0))
-            }
+            Scope::Statement => innermost(&self.parts.statements, at)
+                // One that a closure around the match is part of says what the closure is for.
+                .filter(|s| {
+                    self.closure(at).is_none_or(|c| !(s.start <= c.start && c.end <= s.end))
+                })
+                .unwrap_or_else(|| self.line_range(at, 0)),
             Scope::Body => self.body(at, callback)?,
             Scope::Function => self.function(at).unwrap_or(whole),
             Scope::Closure => self.closure(at).unwrap_or(whole),
@@ -302,10 +307,63 @@ impl<'a> Source<'a> {
         out
     }
 
+    /// Conditions under which a match is not reached, as a branch before it has left its function, one a line.
+    pub(crate) fn exits(&self, at: &Range<usize>) -> String {
+        let function = self.function(at).unwrap_or(0..self.raw.len());
+        let mut out = String::new();
+        for b in &self.parts.branches {
+            if b.range.start >= function.start
+                && b.range.end <= at.start
+                && leaves(&self.code[b.condition.end..b.range.end])
+                && never_closes(&self.code[b.range.end..at.start])
+            {
+                out.push_str(&self.text[b.condition.clone()]);
+                out.push('\n');
+            }
+        }
+        out
+    }
+
     /// Whether the match lies in a test that is part of the file.
     pub(crate) fn in_tests(&self, at: usize) -> bool {
         self.parts.tests.iter().any(|r| r.contains(&at))
     }
+}
+
+/// Whether what follows a condition, up to the end of its first block, always leaves.
+fn leaves(body: &str) -> bool {
+    const WORDS: [&str; 8] =
+        ["return", "throw", "panic", "continue", "break", "goto", "os.Exit", "log.Fatal"];
+    let mut depth = 0usize;
+    for (i, c) in body.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth <= 1 => return false,
+            '}' => depth -= 1,
+            _ if depth <= 1 && c.is_ascii_alphabetic() => {
+                let starts = !body[..i].ends_with(|p: char| p.is_alphanumeric() || p == '_');
+                if starts && WORDS.iter().any(|w| body[i..].starts_with(w)) {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Whether no block that was open before `text` ends in it.
+fn never_closes(text: &str) -> bool {
+    let mut depth = 0usize;
+    for c in text.bytes() {
+        match c {
+            b'{' => depth += 1,
+            b'}' if depth == 0 => return false,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    true
 }
 
 /// `text` with `ranges` replaced by spaces, line by line and byte by byte as long.

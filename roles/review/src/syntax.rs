@@ -313,7 +313,11 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
     if let Some(c) =
         node.child_by_field_name("condition").or_else(|| node.child_by_field_name("value"))
     {
-        return Some(c.byte_range());
+        // `if v := of(x); v {`: what it is about stands before it.
+        return match node.child_by_field_name("initializer") {
+            Some(first) if c.kind() == "identifier" => Some(first.start_byte()..c.end_byte()),
+            _ => Some(c.byte_range()),
+        };
     }
     if kind == "conditional_expression" {
         // Python: `a if c else b`.
