@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::kind::Kind;
 use crate::layout;
 use crate::scope::{Scope, innermost};
-use crate::syntax::{self, Parts};
+use crate::syntax::{self, Branch, Function, Parts};
 
 /// Where a file belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +178,8 @@ impl<'a> Source<'a> {
             Scope::Path => Cow::Borrowed(self.path),
             Scope::Keys => Cow::Owned(layout::keys(&self.text, at.start)),
             Scope::Guard => Cow::Owned(self.guards(at)),
+            Scope::Reaching => Cow::Owned(self.reaching(at, false)),
+            Scope::Then => Cow::Owned(self.reaching(at, true)),
             _ => {
                 let range = self.range(scope, at, callback);
                 Cow::Borrowed(range.and_then(|r| self.text.get(r)).unwrap_or_default())
@@ -194,7 +196,9 @@ impl<'a> Source<'a> {
     ) -> Option<Range<usize>> {
         let whole = 0..self.raw.len();
         Some(match scope {
-            Scope::Path | Scope::Keys | Scope::Guard => return None,
+            Scope::Path | Scope::Keys | Scope::Guard | Scope::Reaching | Scope::Then => {
+                return None;
+            }
             Scope::Match => at.clone(),
             Scope::Line => self.line_range(at, 0),
             Scope::Around => {
@@ -277,6 +281,7 @@ impl<'a> Source<'a> {
                 && b.range.start <= at.start
                 && at.end <= b.range.end
                 && !(b.condition.start <= at.start && at.end <= b.condition.end)
+                && !self.taken_by_default(b, at)
             {
                 out.push_str(&self.text[b.condition.clone()]);
                 out.push('\n');
@@ -285,10 +290,78 @@ impl<'a> Source<'a> {
         out
     }
 
+    /// Whether the arm around the match is the one that is taken unless the caller says otherwise: its condition is a
+    /// parameter with a default. Such a branch guards nothing.
+    fn taken_by_default(&self, branch: &Branch, at: &Range<usize>) -> bool {
+        let condition = self.text[branch.condition.clone()].trim_matches(['(', ')', ' ']);
+        let (name, negated) = match condition.strip_prefix("not ").or(condition.strip_prefix('!')) {
+            Some(rest) => (rest.trim(), true),
+            None => (condition, false),
+        };
+        let (name, member) = match name.strip_prefix("self.").or(name.strip_prefix("this.")) {
+            Some(rest) => (rest.trim_start_matches('_'), true),
+            None => (name, false),
+        };
+        if name.is_empty() || !name.chars().all(|c| c.is_alphanumeric() || c == '_') {
+            return false;
+        }
+        let otherwise = branch.otherwise.is_some_and(|o| at.start >= o);
+        let wanted = negated == otherwise;
+        let class = innermost(&self.parts.classes, at);
+        let within = |f: &Function| match member {
+            true => class.as_ref().is_some_and(|c| c.start <= f.range.start && f.range.end <= c.end),
+            false => f.range.start <= at.start && at.end <= f.range.end,
+        };
+        let mut heads = self.parts.functions.iter().filter(|f| within(f)).map(|f| f.range.start..f.body);
+        heads.any(|head| self.text.get(head).is_some_and(|h| default_of(h, name) == Some(wanted)))
+    }
+
+    /// The function around a match without the other arms of the branches that it is in: what they do does not
+    /// happen when this does.
+    fn reaching(&self, at: &Range<usize>, then: bool) -> String {
+        let function = self.function(at).unwrap_or(0..self.raw.len());
+        let other = |b: &Branch| {
+            let otherwise = b.otherwise.filter(|o| *o >= b.condition.end)?;
+            match at.start >= otherwise {
+                true => Some(b.condition.end..otherwise),
+                false => Some(otherwise..b.range.end),
+            }
+        };
+        let around = |b: &&Branch| {
+            b.range.start >= function.start && b.range.start <= at.start && at.end <= b.range.end
+        };
+        let arms: Vec<_> = self.parts.branches.iter().filter(around).filter_map(other).collect();
+        let from = if then { at.end } else { function.start };
+        blank(&self.text, &arms).get(from..function.end.max(from)).unwrap_or_default().to_owned()
+    }
+
     /// Whether the match lies in a test that is part of the file.
     pub(crate) fn in_tests(&self, at: usize) -> bool {
         self.parts.tests.iter().any(|r| r.contains(&at))
     }
+}
+
+/// What a boolean parameter is unless the caller says: `head` is the signature of a function.
+fn default_of(head: &str, name: &str) -> Option<bool> {
+    for (i, _) in head.match_indices(name) {
+        let before = head[..i].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        let rest = &head[i + name.len()..];
+        if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        // `x=True`, `x: bool = True`, `x = true`, `x: true`.
+        let value = rest.split([',', ')', '\n']).next().unwrap_or_default();
+        let value = value.rsplit(['=', ':']).next().unwrap_or_default().trim();
+        match value {
+            "True" | "true" | "TRUE" => return Some(true),
+            "False" | "false" | "FALSE" => return Some(false),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// `text` with `ranges` replaced by spaces, line by line and byte by byte as long.

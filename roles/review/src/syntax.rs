@@ -21,6 +21,8 @@ pub(crate) struct Function {
 pub(crate) struct Branch {
     pub(crate) range: Range<usize>,
     pub(crate) condition: Range<usize>,
+    /// Where what happens otherwise begins.
+    pub(crate) otherwise: Option<usize>,
 }
 
 /// The parts of a source file.
@@ -91,7 +93,8 @@ fn collect(node: Node<'_>, text: &str, parts: &mut Parts, depth: usize, in_chain
             parts.tests.push(range.clone());
         }
         if let Some(condition) = condition(node) {
-            parts.branches.push(Branch { range: range.clone(), condition });
+            let otherwise = node.child_by_field_name("alternative").map(|n| n.start_byte());
+            parts.branches.push(Branch { range: range.clone(), condition, otherwise });
         }
     }
     if depth >= MAX_DEPTH {
