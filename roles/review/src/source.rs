@@ -293,7 +293,12 @@ impl<'a> Source<'a> {
     /// Whether the arm around the match is the one that is taken unless the caller says otherwise: its condition is a
     /// parameter with a default. Such a branch guards nothing.
     fn taken_by_default(&self, branch: &Branch, at: &Range<usize>) -> bool {
-        let condition = self.text[branch.condition.clone()].trim_matches(['(', ')', ' ']);
+        let condition = self.text[branch.condition.clone()].trim();
+        if condition.starts_with("hasattr(") {
+            // What a library offers is no choice of the caller.
+            return true;
+        }
+        let condition = condition.trim_matches(['(', ')', ' ']);
         let (name, negated) = match condition.strip_prefix("not ").or(condition.strip_prefix('!')) {
             Some(rest) => (rest.trim(), true),
             None => (condition, false),
