@@ -314,10 +314,13 @@ impl<'a> Source<'a> {
         let wanted = negated == otherwise;
         let class = innermost(&self.parts.classes, at);
         let within = |f: &Function| match member {
-            true => class.as_ref().is_some_and(|c| c.start <= f.range.start && f.range.end <= c.end),
+            true => {
+                class.as_ref().is_some_and(|c| c.start <= f.range.start && f.range.end <= c.end)
+            }
             false => f.range.start <= at.start && at.end <= f.range.end,
         };
-        let mut heads = self.parts.functions.iter().filter(|f| within(f)).map(|f| f.range.start..f.body);
+        let mut heads =
+            self.parts.functions.iter().filter(|f| within(f)).map(|f| f.range.start..f.body);
         heads.any(|head| self.text.get(head).is_some_and(|h| default_of(h, name) == Some(wanted)))
     }
 
