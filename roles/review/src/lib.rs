@@ -12,6 +12,7 @@ mod kind;
 mod layout;
 mod literals;
 mod material;
+mod paths;
 mod project;
 mod review;
 mod rule;

@@ -29,6 +29,10 @@ pub(crate) enum Scope {
     Before,
     /// That function after the match.
     After,
+    /// The innermost named function without the other arms of the branches around the match.
+    Reaching,
+    /// Of that what follows the match.
+    Then,
     /// The innermost class, object or impl; the file without one.
     Class,
     /// The innermost block: braces, or the same indentation; for HAProxy its section.
@@ -70,6 +74,8 @@ impl Scope {
             "closure" => Scope::Closure,
             "before" => Scope::Before,
             "after" => Scope::After,
+            "reaching" => Scope::Reaching,
+            "then" => Scope::Then,
             "class" => Scope::Class,
             "block" => Scope::Block,
             "document" => Scope::Document,

@@ -149,7 +149,7 @@ impl<'a> Source<'a> {
     }
 
     /// The function around a match; closures belong to the function that they are in.
-    fn function(&self, at: &Range<usize>) -> Option<Range<usize>> {
+    pub(crate) fn function(&self, at: &Range<usize>) -> Option<Range<usize>> {
         self.parts
             .functions
             .iter()
@@ -186,6 +186,8 @@ impl<'a> Source<'a> {
                 Cow::Owned(body.map(|b| self.reach(b)).unwrap_or_default())
             }
             Scope::Exits => Cow::Owned(self.exits(at)),
+            Scope::Reaching => Cow::Owned(self.reaching(at, false)),
+            Scope::Then => Cow::Owned(self.reaching(at, true)),
             _ => {
                 let range = self.range(scope, at, callback);
                 Cow::Borrowed(range.and_then(|r| self.text.get(r)).unwrap_or_default())
@@ -205,6 +207,8 @@ impl<'a> Source<'a> {
             Scope::Path
             | Scope::Keys
             | Scope::Guard
+            | Scope::Reaching
+            | Scope::Then
             | Scope::Exits
             | Scope::Gate
             | Scope::Reach
@@ -286,88 +290,14 @@ impl<'a> Source<'a> {
         Some(declared.body..declared.range.end)
     }
 
-    /// Conditions of the branches around a match, within its function, one a line.
-    pub(crate) fn guards(&self, at: &Range<usize>) -> String {
-        let function = self.function(at).unwrap_or(0..self.raw.len());
-        let mut out = String::new();
-        for b in &self.parts.branches {
-            if b.range.start >= function.start
-                && b.range.start <= at.start
-                && at.end <= b.range.end
-                && !(b.condition.start <= at.start && at.end <= b.condition.end)
-            {
-                let condition = &self.text[b.condition.clone()];
-                if b.arm && !condition.starts_with("case") {
-                    out.push_str("case ");
-                }
-                out.push_str(condition);
-                out.push('\n');
-            }
-        }
-        out
-    }
-
-    /// Conditions under which a match is not reached, as a branch before it has left its function, one a line.
-    pub(crate) fn exits(&self, at: &Range<usize>) -> String {
-        let function = self.function(at).unwrap_or(0..self.raw.len());
-        let mut out = String::new();
-        for b in &self.parts.branches {
-            if b.range.start >= function.start
-                && b.range.end <= at.start
-                && leaves(&self.code[b.condition.end..b.range.end])
-                && never_closes(&self.code[b.range.end..at.start])
-            {
-                out.push_str(&self.text[b.condition.clone()]);
-                out.push('\n');
-            }
-        }
-        out
-    }
-
     /// Whether the match lies in a test that is part of the file.
     pub(crate) fn in_tests(&self, at: usize) -> bool {
         self.parts.tests.iter().any(|r| r.contains(&at))
     }
 }
 
-/// Whether what follows a condition, up to the end of its first block, always leaves.
-fn leaves(body: &str) -> bool {
-    const WORDS: [&str; 8] =
-        ["return", "throw", "panic", "continue", "break", "goto", "os.Exit", "log.Fatal"];
-    let mut depth = 0usize;
-    for (i, c) in body.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth <= 1 => return false,
-            '}' => depth -= 1,
-            _ if depth <= 1 && c.is_ascii_alphabetic() => {
-                let starts = !body[..i].ends_with(|p: char| p.is_alphanumeric() || p == '_');
-                if starts && WORDS.iter().any(|w| body[i..].starts_with(w)) {
-                    return true;
-                }
-            }
-            _ => {}
-        }
-    }
-    false
-}
-
-/// Whether no block that was open before `text` ends in it.
-fn never_closes(text: &str) -> bool {
-    let mut depth = 0usize;
-    for c in text.bytes() {
-        match c {
-            b'{' => depth += 1,
-            b'}' if depth == 0 => return false,
-            b'}' => depth -= 1,
-            _ => {}
-        }
-    }
-    true
-}
-
 /// `text` with `ranges` replaced by spaces, line by line and byte by byte as long.
-fn blank<'a>(text: &'a str, ranges: &[Range<usize>]) -> Cow<'a, str> {
+pub(crate) fn blank<'a>(text: &'a str, ranges: &[Range<usize>]) -> Cow<'a, str> {
     if ranges.is_empty() {
         return Cow::Borrowed(text);
     }

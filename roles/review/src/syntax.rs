@@ -23,6 +23,8 @@ pub(crate) struct Branch {
     pub(crate) condition: Range<usize>,
     /// Of a `switch` or `when`: what the condition compares is elsewhere.
     pub(crate) arm: bool,
+    /// Where what happens otherwise begins.
+    pub(crate) otherwise: Option<usize>,
 }
 
 /// The parts of a source file.
@@ -62,8 +64,11 @@ fn collect(node: Node<'_>, text: &str, parts: &mut Parts, depth: usize, in_chain
         parts.comments.push(range);
         return;
     }
-    let is_string = is_string(kind);
-    if is_string {
+    if kind == "string" && is_docstring(node) {
+        parts.comments.push(range);
+        return;
+    }
+    if is_string(kind) {
         parts.strings.push(inside(&text[range.clone()], range.start));
         // Code in interpolations is rare, and rarely what a rule is about.
         return;
@@ -94,7 +99,8 @@ fn collect(node: Node<'_>, text: &str, parts: &mut Parts, depth: usize, in_chain
         }
         if let Some(condition) = condition(node) {
             let arm = is_arm(kind);
-            parts.branches.push(Branch { range: range.clone(), condition, arm });
+            let otherwise = node.child_by_field_name("alternative").map(|n| n.start_byte());
+            parts.branches.push(Branch { range: range.clone(), condition, arm, otherwise });
         }
     }
     if depth >= MAX_DEPTH {
@@ -106,6 +112,12 @@ fn collect(node: Node<'_>, text: &str, parts: &mut Parts, depth: usize, in_chain
         let receiver = i == 0 && linked;
         collect(child, text, parts, depth + 1, receiver);
     }
+}
+
+/// A string that is a statement: what Python has for documentation.
+fn is_docstring(node: Node<'_>) -> bool {
+    node.parent().is_some_and(|p| p.kind() == "expression_statement" && p.named_child_count() == 1)
+        && node.child(0).is_some_and(|c| c.kind() == "string_start")
 }
 
 fn has_child(node: Node<'_>, kind: &str) -> bool {
