@@ -302,6 +302,12 @@ fn what_is_passed_over_is_told() {
     assert!(note.contains("not looked at: ") && note.contains("tree/vendor"), "{note}");
     let value = json(&home, &[&tree]);
     assert_eq!(value["skipped"].as_array().unwrap().len(), 1, "{value}");
+    put(&home, "tree/src/bad.go", BAD);
+    put(&home, "tree/.countersignignore", "bad.go\n");
+    let value = json(&home, &[&tree]);
+    assert_eq!(value["findings"].as_array().unwrap().len(), 0, "{value}");
+    assert!(value["skipped"].to_string().contains(".countersignignore"), "{value}");
+    std::fs::remove_file(home.path("tree/src/bad.go")).unwrap();
     let all = json(&home, &["--everything", &tree]);
     assert_eq!(all["skipped"].as_array().unwrap().len(), 0);
     assert_eq!(all["findings"].as_array().unwrap().len(), 1, "{all}");

@@ -20,6 +20,9 @@ const MAX_FILES: usize = 2_000_000;
 const VENDORED: [&str; 8] =
     ["node_modules", "vendor", "third_party", ".git", "target", ".venv", "site-packages", "dist"];
 
+/// In gitignore's form: what is not to be looked at, such as examples of flaws. It is told that there is one.
+const IGNORE: &str = ".countersignignore";
+
 /// Most directories of others that are named.
 const MAX_SKIPPED: usize = 100;
 
@@ -57,7 +60,11 @@ pub(crate) fn files(paths: &[PathBuf], everything: bool) -> Result<Files, Findin
             out.push(path.clone());
             continue;
         }
-        let walk = WalkBuilder::new(path)
+        let mut builder = WalkBuilder::new(path);
+        if !everything {
+            builder.add_custom_ignore_filename(IGNORE);
+        }
+        let walk = builder
             .hidden(false)
             .git_ignore(!everything)
             .git_exclude(!everything)
@@ -90,6 +97,10 @@ pub(crate) fn files(paths: &[PathBuf], everything: bool) -> Result<Files, Findin
         for entry in walk {
             match entry {
                 Ok(entry) if entry.file_type().is_some_and(|t| t.is_file()) => {
+                    if !everything && entry.file_name() == IGNORE {
+                        let what = format!("what {} names", shown(entry.path()));
+                        skipped.lock().unwrap_or_else(|e| e.into_inner()).insert(what);
+                    }
                     out.push(entry.into_path());
                 }
                 Ok(_) => {}
