@@ -201,8 +201,8 @@ pub fn reluctant(released: Arc<AtomicBool>) -> SocketAddr {
 pub fn other_clock() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let dir = std::env::temp_dir().join(format!("countersign-clock-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        // Kept until the process ends, as children are started with it.
+        let dir = tempfile::tempdir().unwrap().keep();
         let source = dir.join("clock.c");
         std::fs::write(&source, CLOCK).unwrap();
         let library = dir.join("clock.so");

@@ -77,7 +77,11 @@ impl Presented {
                 ),
             ),
             _ => {
-                let root = self.roots.first().and_then(|der| CertInfo::parse(der).ok());
+                // While a CA changes there are several; ours is the one that the chain ends in.
+                let ours = |root: &&Vec<u8>| {
+                    chain_closes(&self.chain, std::slice::from_ref(*root), now).is_ok()
+                };
+                let root = self.roots.iter().find(ours).and_then(|der| CertInfo::parse(der).ok());
                 let root = root.map_or_else(String::new, |root| {
                     let print = crate::hex(&root.sha256);
                     format!(", below root `{}` sha256:{}", root.display_name(), &print[..16])

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use countersign_findings::{Code, Finding};
 use countersign_identity::Entry;
@@ -24,6 +24,8 @@ use crate::state::{Held, State};
 const POLL_WITH_WATCH: Duration = Duration::from_secs(60);
 /// Poll this often otherwise (SPIRE's own interval).
 const POLL: Duration = Duration::from_secs(5);
+/// How long one stream of announcements is followed.
+const WATCH_ANEW: Duration = Duration::from_secs(300);
 /// SVIDs asked for in one call.
 const BATCH: usize = 250;
 
@@ -105,7 +107,15 @@ impl Sync {
         let mut backoff = Backoff::new(Duration::from_secs(30));
         let mut changes: Option<Streaming<Generations>> = None;
         let mut announced = true;
+        let mut watching_since = Instant::now();
         loop {
+            // A new stream tells the server this host's time anew.
+            if watching_since.elapsed() > WATCH_ANEW {
+                changes = None;
+            }
+            if changes.is_none() {
+                watching_since = Instant::now();
+            }
             if let Err(status) = self.round(&mut changes, &mut announced).await {
                 if denied_reason(&status) == Some(Reason::AgentBanned) {
                     self.cache.erase();
@@ -143,7 +153,9 @@ impl Sync {
                 () = tokio::time::sleep(wait) => wait == poll,
                 message = next_change(&mut changes) => {
                     match message {
-                        Ok(Some(told)) => self.progress.clock(told.time_ms, current_time_ms()),
+                        Ok(Some(told)) => {
+                            self.progress.clock(told.time_ms, current_time_ms());
+                        }
                         _ => changes = None,
                     }
                     true

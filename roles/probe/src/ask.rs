@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::dial::{Io, MYSQL_CAPABILITIES, MYSQL_TLS, mysql_packet, smtp};
-use crate::http::{Answer, Http2, NoAnswer, closed, http1};
+use crate::http::{Answer, Http2, MOST, NoAnswer, closed, http1};
 use crate::options::Protocol;
 use crate::report::Outcome;
 
@@ -180,7 +180,9 @@ impl Held {
         let stays = asked.outcome == Outcome::Accepted
             && asked.status.is_some()
             && !head.contains("connection: close")
-            && !head.starts_with("http/1.0");
+            && !head.starts_with("http/1.0")
+            // Of a longer answer the rest is still to come.
+            && asked.text.len() < MOST;
         stays.then_some(held)
     }
 

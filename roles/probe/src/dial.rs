@@ -48,6 +48,11 @@ impl Dialer {
         self.made.load(Ordering::Relaxed).min(self.most)
     }
 
+    /// How many may still be made.
+    pub(crate) fn left(&self) -> usize {
+        self.most.saturating_sub(self.made.load(Ordering::Relaxed))
+    }
+
     /// Whether a connection was wanted that could not be had.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.made.load(Ordering::Relaxed) > self.most

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::dial::Io;
 
 /// As much of an answer as is looked at.
-const MOST: usize = 64 << 10;
+pub(crate) const MOST: usize = 64 << 10;
 
 /// An answer, head and body as one text.
 #[derive(Clone, Debug, PartialEq, Eq)]

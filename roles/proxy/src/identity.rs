@@ -232,7 +232,11 @@ pub(crate) async fn follow_files(
             }
         }
         // Notifications first; the poll catches file systems that send none.
-        let _ = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
+        let told = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
+        if told == Ok(None) {
+            // Nobody watches: look now and then.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
         while changes.try_recv().is_ok() {}
     }

@@ -1,27 +1,30 @@
 //! Container images and other tar files: keys lie in their layers too, also those that a later layer removes.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod image;
+mod unpack;
+
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use countersign_identity::UnixTime;
 
+use self::image::Images;
+use self::unpack::{Bounded, Form, form, head, unpacked};
 use crate::issue::Issue;
 use crate::material::{self, Facts, Together};
 use crate::rule::Catalogue;
-use crate::walk::MAX_TEXT;
+use crate::walk::{MAX_MATERIAL, MAX_TEXT, clean};
 
-/// Most bytes of one archive, unpacked: a larger one is told of, and not passed over in silence.
-const MAX_UNPACKED: u64 = 8 << 30;
 /// Most files of one archive.
 const MAX_ENTRIES: usize = 2_000_000;
-/// Descriptions of an image are small.
-const MAX_JSON: u64 = 4 << 20;
-/// An image holds layers, and these may hold images.
+/// Most findings, and most files whose keys and certificates are compared.
+const MAX_FOUND: usize = 10_000;
+/// An image holds layers, and these may hold archives.
 const MAX_DEPTH: usize = 3;
-/// Compression of what is compressed: once is usual.
-const MAX_WRAPS: usize = 2;
+/// Longest name that is followed, bytes.
+const MAX_NAME: u64 = 64 << 10;
 
 /// What was found in one archive.
 #[derive(Debug, Default)]
@@ -30,41 +33,69 @@ pub(crate) struct Found {
     pub(crate) files: usize,
     /// Parts that could not be read.
     pub(crate) unreadable: Vec<String>,
+    /// Whether it is no archive, whatever its name.
+    pub(crate) is_other: bool,
+    /// Whether other people's code in it was passed over.
+    pub(crate) skipped: bool,
+}
+
+/// How to look at an archive.
+#[derive(Clone, Copy)]
+pub(crate) struct Look<'c> {
+    pub(crate) catalogue: &'c Catalogue,
+    pub(crate) now: UnixTime,
+    /// Also other people's code.
+    pub(crate) everything: bool,
 }
 
 /// Whether a file is to be looked into: by its name, or as a blob of an OCI layout.
 pub(crate) fn is_archive(path: &str) -> bool {
+    is_named_so(path) || path.contains("blobs/sha256/")
+}
+
+/// Whether its name says that it must be one.
+pub(crate) fn is_named_so(path: &str) -> bool {
     let lower = path.to_ascii_lowercase();
     [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| lower.ends_with(end))
-        || lower.contains("blobs/sha256/")
 }
 
-/// Reads an archive, or a blob that may be one.
-pub(crate) fn look(
-    catalogue: &Catalogue,
-    name: &str,
-    path: &Path,
-    now: UnixTime,
-    together: &mut Together,
-) -> io::Result<Found> {
-    let file = BufReader::with_capacity(1 << 16, File::open(path)?);
-    let mut reader = Reader {
-        catalogue,
-        now,
-        layers: Vec::new(),
-        json: BTreeMap::new(),
-        left: MAX_UNPACKED,
-        entries: 0,
-        found: Found::default(),
-    };
-    reader.stream(name, Box::new(file), 0, 0)?;
-    Ok(reader.finish(name, together))
+/// Directories of an image in which other people's keys and certificates lie for their own tests.
+fn is_of_others(path: &str) -> bool {
+    const PARTS: [&str; 7] = [
+        "site-packages/",
+        "dist-packages/",
+        "node_modules/",
+        "usr/share/doc/",
+        "usr/local/go/src/",
+        "usr/lib/go",
+        "/testdata/",
+    ];
+    PARTS.iter().any(|p| path.contains(p)) || path.contains("lib/python") && path.contains("/test/")
 }
 
-/// Files of one layer.
+impl Look<'_> {
+    /// Reads an archive, or a blob that may be one. What is found before an error counts.
+    pub(crate) fn at(self, name: &str, path: &Path, together: &mut Together) -> io::Result<Found> {
+        let file = BufReader::with_capacity(1 << 16, File::open(path)?);
+        let mut reader = Reader {
+            look: self,
+            layers: Vec::new(),
+            images: Images::default(),
+            entries: 0,
+            found: Found::default(),
+        };
+        match reader.stream("", Box::new(file), 0) {
+            Ok(is_archive) => reader.found.is_other = !is_archive,
+            Err(e) => reader.found.unreadable.push(e.to_string()),
+        }
+        Ok(reader.finish(name, together))
+    }
+}
+
+/// Files of one layer, or of another archive in the archive.
 #[derive(Default)]
 struct Layer {
-    /// The layer's own name within the archive; empty for the outermost.
+    /// The way to it within the archive: `aaa/layer.tar`, or `aaa/layer.tar!/opt/backup.tar`.
     name: String,
     /// With the path of the file that they are in.
     issues: Vec<(String, Vec<Issue>, Facts)>,
@@ -73,179 +104,164 @@ struct Layer {
 }
 
 struct Reader<'c> {
-    catalogue: &'c Catalogue,
-    now: UnixTime,
+    look: Look<'c>,
     layers: Vec<Layer>,
-    /// Small documents at the outermost level: they say in which order layers come.
-    json: BTreeMap<String, String>,
-    left: u64,
+    images: Images,
     entries: usize,
     found: Found,
 }
 
-/// What a stream is, by its first bytes.
-enum Form {
-    Tar,
-    Gzip,
-    Zstd,
-    Other,
-}
-
-fn form(head: &[u8]) -> Form {
-    match head {
-        [0x1f, 0x8b, ..] => Form::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Form::Zstd,
-        _ if head.get(257..262) == Some(b"ustar") => Form::Tar,
-        _ => Form::Other,
-    }
-}
-
-/// Up to 512 bytes from the beginning; what follows is still in the stream.
-fn head(stream: &mut dyn Read) -> io::Result<Vec<u8>> {
-    let mut head = Vec::with_capacity(512);
-    stream.take(512).read_to_end(&mut head)?;
-    Ok(head)
-}
-
 impl Reader<'_> {
-    /// Unpacks a stream, as far as it is an archive. `name` is what its files are shown in.
-    fn stream(
-        &mut self,
-        name: &str,
-        mut stream: Box<dyn Read + '_>,
-        depth: usize,
-        wraps: usize,
-    ) -> io::Result<bool> {
-        let head = head(&mut *stream)?;
-        let whole = io::Cursor::new(head.clone()).chain(stream);
-        match form(&head) {
-            Form::Tar => {
-                self.tar(name, Box::new(whole), depth)?;
-                Ok(true)
-            }
-            Form::Gzip if wraps < MAX_WRAPS => self.stream(
-                name,
-                Box::new(flate2::read::MultiGzDecoder::new(whole)),
-                depth,
-                wraps + 1,
-            ),
-            Form::Zstd if wraps < MAX_WRAPS => {
-                let decoder =
-                    ruzstd::decoding::StreamingDecoder::new(whole).map_err(io::Error::other)?;
-                self.stream(name, Box::new(decoder), depth, wraps + 1)
-            }
-            _ => Ok(false),
-        }
+    /// Reads a stream as far as it is an archive; `false` if it is none.
+    fn stream(&mut self, name: &str, stream: Box<dyn Read + '_>, depth: usize) -> io::Result<bool> {
+        let Some(tar) = unpacked(stream)? else { return Ok(false) };
+        let mut layer = Layer { name: name.to_owned(), ..Layer::default() };
+        let result = self.tar(&mut layer, tar, depth);
+        // What came before the damage is there all the same.
+        self.layers.push(layer);
+        result.map(|()| true)
     }
 
-    fn tar(&mut self, name: &str, stream: Box<dyn Read + '_>, depth: usize) -> io::Result<()> {
-        let mut archive = tar::Archive::new(stream);
-        let mut layer = Layer { name: name.to_owned(), ..Layer::default() };
-        for entry in archive.entries()? {
+    fn tar(&mut self, layer: &mut Layer, tar: Bounded<'_>, depth: usize) -> io::Result<()> {
+        let mut archive = tar::Archive::new(tar);
+        let mut long_name = None;
+        // Raw: the library would read names of any length into memory.
+        for entry in archive.entries()?.raw(true) {
             let mut entry = entry?;
-            let size = entry.size();
             self.entries += 1;
-            self.left = self.left.saturating_sub(size);
-            if self.left == 0 || self.entries > MAX_ENTRIES {
-                let what =
-                    format!("more than {} GiB or {MAX_ENTRIES} files unpacked", MAX_UNPACKED >> 30);
-                return Err(io::Error::other(what));
+            if self.entries > MAX_ENTRIES {
+                return Err(io::Error::other(format!("more than {MAX_ENTRIES} files")));
             }
-            if !entry.header().entry_type().is_file() {
+            let kind = entry.header().entry_type();
+            if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
+                let mut bytes = Vec::new();
+                (&mut entry).take(MAX_NAME).read_to_end(&mut bytes)?;
+                let name = match kind.is_gnu_longname() {
+                    true => Some(bytes.split(|b| *b == 0).next().unwrap_or_default().to_vec()),
+                    false => tar::PaxExtensions::new(&bytes)
+                        .flatten()
+                        .find(|e| e.key_bytes() == b"path")
+                        .map(|e| e.value_bytes().to_vec()),
+                };
+                long_name = name.or(long_name);
                 continue;
             }
-            let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let path = match long_name.take() {
+                Some(name) => name,
+                None => entry.path_bytes().into_owned(),
+            };
+            if !kind.is_file() && !kind.is_contiguous() {
+                continue;
+            }
+            let path = clean(&String::from_utf8_lossy(&path));
             let path = path.trim_start_matches("./").trim_start_matches('/').to_owned();
-            if let Some(removed) = whiteout(&path) {
+            if let Some(removed) = image::whiteout(&path) {
                 layer.removes.insert(removed);
                 continue;
             }
             self.found.files += 1;
-            if depth < MAX_DEPTH && (is_archive(&path) || path.ends_with("layer.tar")) {
-                self.nested(&path, &mut entry, size, depth)?;
+            if !self.look.everything && is_of_others(&path) {
+                self.found.skipped = true;
                 continue;
             }
-            if depth == 0 && size <= MAX_JSON && path.ends_with(".json") {
-                let mut text = String::new();
-                if entry.read_to_string(&mut text).is_ok() {
-                    self.json.insert(path, text);
-                }
-                continue;
-            }
-            if size > MAX_TEXT {
-                continue;
-            }
-            let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-            entry.read_to_end(&mut bytes)?;
-            self.file(&mut layer, path, &bytes);
+            let size = entry.size();
+            self.entry(layer, path, &mut entry, size, depth)?;
         }
-        self.layers.push(layer);
         Ok(())
     }
 
-    /// A layer, or a document of the image.
-    fn nested(
+    fn entry(
         &mut self,
-        path: &str,
+        layer: &mut Layer,
+        path: String,
         entry: &mut dyn Read,
         size: u64,
         depth: usize,
     ) -> io::Result<()> {
-        let mut entry = entry;
-        let head = head(&mut entry)?;
-        let rest = io::Cursor::new(head.clone()).chain(entry);
-        if matches!(form(&head), Form::Other) {
-            if size <= MAX_JSON && head.first() == Some(&b'{') {
-                let mut text = String::new();
-                if rest.take(MAX_JSON).read_to_string(&mut text).is_ok() {
-                    self.json.insert(path.to_owned(), text);
+        if is_archive(&path) {
+            let head = head(entry)?;
+            if !matches!(form(&head), Form::Other) {
+                let name = match layer.name.as_str() {
+                    "" => path,
+                    outer => format!("{outer}!/{path}"),
+                };
+                if depth + 1 > MAX_DEPTH {
+                    self.found.unreadable.push(format!("{name}: archives within archives"));
+                    return Ok(());
                 }
+                let whole = io::Cursor::new(head).chain(entry);
+                match self.stream(&name, Box::new(whole), depth + 1) {
+                    Ok(true) => {}
+                    Ok(false) => self.found.unreadable.push(format!("{name}: no tar file")),
+                    Err(e) => self.found.unreadable.push(format!("{name}: {e}")),
+                }
+                return Ok(());
+            }
+            let mut bytes = head;
+            entry.take(MAX_TEXT).read_to_end(&mut bytes)?;
+            return self.file(layer, path, &bytes, depth);
+        }
+        let is_material = material::is_interesting(&path);
+        if size > if is_material { MAX_MATERIAL } else { MAX_TEXT } {
+            if is_material {
+                let why = format!("{path}: larger than {} MiB", MAX_MATERIAL >> 20);
+                self.found.unreadable.push(why);
             }
             return Ok(());
         }
-        if let Err(e) = self.stream(path, Box::new(rest), depth + 1, 0) {
-            self.found.unreadable.push(format!("{path}: {e}"));
-        }
-        Ok(())
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes)?;
+        self.file(layer, path, &bytes, depth)
     }
 
-    fn file(&mut self, layer: &mut Layer, path: String, bytes: &[u8]) {
+    fn file(
+        &mut self,
+        layer: &mut Layer,
+        path: String,
+        bytes: &[u8],
+        depth: usize,
+    ) -> io::Result<()> {
+        if depth == 0 {
+            self.images.learn(&path, bytes);
+        }
+        let Look { catalogue, now, .. } = self.look;
         let mut facts = Facts::default();
         let mut issues = Vec::new();
         if material::is_interesting(&path) {
-            issues = material::in_file(self.catalogue, &path, bytes, self.now, &mut facts);
+            issues = material::in_file(catalogue, &path, bytes, now, &mut facts);
         }
         // Programs hold templates of keys; what is read as text is text.
         if !bytes[..bytes.len().min(4096)].contains(&0)
             && let Ok(text) = std::str::from_utf8(bytes)
         {
-            let more = material::in_text(self.catalogue, &path, text, self.now, &mut facts);
-            issues.extend(more);
+            issues.extend(material::in_text(catalogue, &path, text, now, &mut facts));
         }
-        if !issues.is_empty() || !facts.keys.is_empty() || !facts.certificates.is_empty() {
+        if !issues.is_empty() || !facts.is_empty() {
+            if layer.issues.len() >= MAX_FOUND {
+                return Err(io::Error::other(format!("more than {MAX_FOUND} files with keys")));
+            }
             layer.issues.push((path, issues, facts));
         }
+        Ok(())
     }
 
-    /// Layers in their order, with what later ones remove.
+    /// Everything with its whole path, and with what later layers of its images say of it.
     fn finish(mut self, archive: &str, together: &mut Together) -> Found {
-        let order = order(&self.json);
-        let place = |name: &str| order.iter().position(|layer| layer == name);
-        self.layers.sort_by_key(|layer| place(&layer.name));
-        let removes: Vec<BTreeSet<String>> =
-            self.layers.iter().map(|l| l.removes.clone()).collect();
-        for (i, layer) in self.layers.into_iter().enumerate() {
+        let removes: Vec<(String, BTreeSet<String>)> =
+            self.layers.iter().map(|l| (l.name.clone(), l.removes.clone())).collect();
+        for layer in std::mem::take(&mut self.layers) {
             for (path, issues, facts) in layer.issues {
-                let gone = removes[i + 1..].iter().any(|removed| is_removed(removed, &path));
-                // Without an order nobody knows which layer is the later one.
-                let gone = gone && !order.is_empty();
-                let shown = format!("{archive}!/{path}");
+                let gone = self.images.is_removed(&layer.name, &path, &removes);
+                let shown = match self.images.within(&layer.name) {
+                    "" => format!("{archive}!/{path}"),
+                    inner => format!("{archive}!/{inner}!/{path}"),
+                };
                 for mut issue in issues {
                     issue.path.clone_from(&shown);
                     if gone {
-                        issue.message.push_str(
-                            " (a later layer removes it: whoever has the image has it still)",
-                        );
+                        let what =
+                            " (a later layer removes it: whoever has the image has it still)";
+                        issue.message.push_str(what);
                     }
                     self.found.issues.push(issue);
                 }
@@ -253,58 +269,5 @@ impl Reader<'_> {
             }
         }
         self.found
-    }
-}
-
-/// What a whiteout hides: `etc/.wh.tls.key` a file, `etc/.wh..wh..opq` all that is below (OCI image-spec, layer.md).
-fn whiteout(path: &str) -> Option<String> {
-    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
-    let hidden = name.strip_prefix(".wh.")?;
-    let prefix = if directory.is_empty() { String::new() } else { format!("{directory}/") };
-    Some(if hidden == ".wh..opq" { prefix } else { format!("{prefix}{hidden}") })
-}
-
-fn is_removed(removed: &BTreeSet<String>, path: &str) -> bool {
-    // Itself, or a directory above it.
-    removed.contains(path)
-        || path
-            .match_indices('/')
-            .any(|(i, _)| removed.contains(&path[..i]) || removed.contains(&path[..=i]))
-        || removed.contains("")
-}
-
-/// Names of layers, lowest first, as `docker save` (manifest.json) or an OCI layout (index.json and its manifests) say.
-fn order(json: &BTreeMap<String, String>) -> Vec<String> {
-    let parse = |text: &String| serde_json::from_str::<serde_json::Value>(text).ok();
-    if let Some(manifest) = json.get("manifest.json").and_then(parse) {
-        let layers = manifest[0]["Layers"].as_array().into_iter().flatten();
-        return layers.filter_map(|l| l.as_str().map(str::to_owned)).collect();
-    }
-    let blob =
-        |digest: &str| digest.strip_prefix("sha256:").map(|hex| format!("blobs/sha256/{hex}"));
-    let manifests = json.values().filter_map(parse).filter(|v| v["layers"].is_array());
-    let mut out = Vec::new();
-    for manifest in manifests {
-        let layers = manifest["layers"].as_array().into_iter().flatten();
-        out.extend(layers.filter_map(|l| blob(l["digest"].as_str()?)));
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whiteouts_hide_files_and_directories() {
-        assert_eq!(whiteout("etc/ssl/.wh.tls.key").unwrap(), "etc/ssl/tls.key");
-        assert_eq!(whiteout("etc/.wh..wh..opq").unwrap(), "etc/");
-        assert_eq!(whiteout(".wh.root").unwrap(), "root");
-        assert_eq!(whiteout("etc/tls.key"), None);
-        let removed = |what: &str| BTreeSet::from([what.to_owned()]);
-        assert!(is_removed(&removed("etc/ssl/tls.key"), "etc/ssl/tls.key"));
-        assert!(is_removed(&removed("etc/ssl"), "etc/ssl/tls.key"));
-        assert!(is_removed(&removed("etc/"), "etc/ssl/tls.key"));
-        assert!(!is_removed(&removed("etc/ssl/tls"), "etc/ssl/tls.key"));
     }
 }

@@ -77,6 +77,37 @@ pub(crate) struct Facts {
     pub(crate) keys: Vec<(usize, Vec<u8>)>,
 }
 
+impl Facts {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.certificates.is_empty() && self.keys.is_empty()
+    }
+}
+
+/// Most keys, certificates and requests of one file.
+const MOST: usize = 1000;
+
+/// Lines of places that come in order.
+struct Lines<'t> {
+    text: &'t str,
+    seen: usize,
+    line: usize,
+}
+
+impl<'t> Lines<'t> {
+    fn of(text: &'t str) -> Self {
+        Self { text, seen: 0, line: 1 }
+    }
+
+    /// The number of the line with the byte `at`, and the line.
+    fn at(&mut self, at: usize) -> (usize, &'t str) {
+        self.line += self.text[self.seen..at].bytes().filter(|b| *b == b'\n').count();
+        self.seen = at;
+        let start = self.text[..at].rfind('\n').map_or(0, |i| i + 1);
+        let line = self.text[start..].split('\n').next().unwrap_or_default();
+        (self.line, line)
+    }
+}
+
 /// Whatever is in a text. `facts` is told of what it is.
 pub(crate) fn in_text(
     catalogue: &Catalogue,
@@ -89,22 +120,25 @@ pub(crate) fn in_text(
     if text.contains("CERTIFICATE REQUEST-----")
         && let Some(regex) = &*REQUEST
     {
-        for found in regex.captures_iter(text).take(1000) {
+        let mut lines = Lines::of(text);
+        for found in regex.captures_iter(text).take(MOST) {
             let (Some(whole), Some(body)) = (found.get(0), found.get(1)) else { continue };
             if let Some(csr) = der_of(body.as_str()).and_then(|der| RequestFacts::parse(&der).ok())
             {
-                out.extend(request(catalogue, path, line_of(text, whole.start()), &csr));
+                let (line, _) = lines.at(whole.start());
+                out.extend(request(catalogue, path, line, &csr));
             }
         }
     }
     if text.contains("BEGIN CERTIFICATE-----")
         && let Some(regex) = &*CERTIFICATE
     {
-        for found in regex.captures_iter(text).take(1000) {
+        let mut lines = Lines::of(text);
+        for found in regex.captures_iter(text).take(MOST) {
             let (Some(whole), Some(body)) = (found.get(0), found.get(1)) else { continue };
             let Some(der) = der_of(body.as_str()) else { continue };
             if let Ok(cert) = CertInfo::parse(&der) {
-                let line = line_of(text, whole.start());
+                let (line, _) = lines.at(whole.start());
                 out.extend(certificate(catalogue, path, line, &cert, now));
                 facts.certificates.push((line, der, cert));
             }
@@ -113,7 +147,8 @@ pub(crate) fn in_text(
     if text.contains("PRIVATE KEY-----")
         && let Some(regex) = &*KEY
     {
-        for found in regex.captures_iter(text) {
+        let mut lines = Lines::of(text);
+        for found in regex.captures_iter(text).take(MOST) {
             let (Some(whole), Some(label), Some(body)) = (found.get(0), found.get(1), found.get(2))
             else {
                 continue;
@@ -122,11 +157,11 @@ pub(crate) fn in_text(
                 let encrypted =
                     label.as_str().starts_with("ENCRYPTED") || body.as_str().contains("ENCRYPTED");
                 let what = format!("{} in the tree", name_of(label.as_str(), encrypted));
-                let line = line_of(text, whole.start());
+                let (line, evidence) = lines.at(whole.start());
                 let der = der_of(body.as_str()).filter(|_| !encrypted);
                 facts.keys.extend(der.and_then(|der| Some((line, stores::public_part(&der)?))));
-                let mut issue =
-                    make(catalogue, "key-material-committed/pem", path, text, line, what);
+                let rule = "key-material-committed/pem";
+                let mut issue = make(catalogue, rule, path, evidence, line, what);
                 if encrypted && let Some(issue) = &mut issue {
                     issue.severity = issue.severity.min(Severity::Medium);
                 }
@@ -138,7 +173,8 @@ pub(crate) fn in_text(
         && !(text.contains("\nsops:") && text.contains("ENC["))
         && let Some(regex) = &*ENCODED
     {
-        for found in regex.find_iter(text) {
+        let mut lines = Lines::of(text);
+        for found in regex.find_iter(text).take(MOST) {
             let trimmed = found.as_str().trim_end_matches('=');
             let Ok(decoded) =
                 STANDARD_NO_PAD.decode(trimmed).or_else(|_| STANDARD.decode(found.as_str()))
@@ -157,7 +193,8 @@ pub(crate) fn in_text(
                     "key-material-committed/pem"
                 };
                 let what = "a private key in base64 is part of the tree".to_owned();
-                out.extend(make(catalogue, rule, path, text, line_of(text, found.start()), what));
+                let (line, evidence) = lines.at(found.start());
+                out.extend(make(catalogue, rule, path, evidence, line, what));
             }
         }
     }
@@ -252,26 +289,21 @@ pub(crate) fn in_file(
     out
 }
 
-/// A finding about a line of `text`, or about the file.
+/// A finding about a line, or about the file.
 fn make(
     catalogue: &Catalogue,
     rule: &str,
     path: &str,
-    text: &str,
+    evidence: &str,
     line: usize,
     message: String,
 ) -> Option<Issue> {
-    let evidence = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
     // A key is evidence enough by its first line; the rest stays secret.
     let evidence: String = match evidence.split_once("-----BEGIN") {
         Some((before, _)) => format!("{}-----BEGIN …", before.trim()),
         None => evidence.trim().chars().take(24).collect(),
     };
     catalogue.issue(rule, path, line, evidence, message)
-}
-
-fn line_of(text: &str, at: usize) -> usize {
-    text[..at].bytes().filter(|b| *b == b'\n').count() + 1
 }
 
 #[cfg(test)]

@@ -253,7 +253,9 @@ impl Project {
         }
         let mut told = BTreeSet::new();
         for (namespace, name, _, place) in &self.workloads {
-            if !self.limited.contains(namespace) && told.insert(namespace) {
+            // Without a name it is that of whoever applies it.
+            let is_named = namespace != "default";
+            if is_named && !self.limited.contains(namespace) && told.insert(namespace) {
                 let what = format!(
                     "no NetworkPolicy limits who reaches the ports of namespace `{namespace}`, with {name}"
                 );
@@ -288,13 +290,20 @@ impl Project {
 
 /// The line of a rule without conditions: `- {}` below `ingress:`, or both in one line.
 fn open_rule(text: &str) -> Option<usize> {
-    let mut below_ingress = false;
+    let mut ingress = None;
     for (i, line) in text.lines().enumerate() {
         let bare: String = line.split('#').next().unwrap_or_default().split_whitespace().collect();
-        if bare == "ingress:[{}]" || below_ingress && bare == "-{}" {
+        let depth = line.len() - line.trim_start().len();
+        // A list is as deep as its key, or two further; what is deeper is part of a rule.
+        let is_rule = ingress.is_some_and(|d| (d..=d + 2).contains(&depth));
+        if bare == "ingress:[{}]" || is_rule && bare == "-{}" {
             return Some(i);
         }
-        below_ingress = (below_ingress || bare == "ingress:") && bare != "egress:";
+        match bare.as_str() {
+            "ingress:" => ingress = Some(depth),
+            "egress:" => ingress = None,
+            _ => {}
+        }
     }
     None
 }
@@ -409,6 +418,8 @@ mod tests {
         assert!(found(&[("a.yaml", &api)]).is_empty(), "nobody here works with such policies");
         let open = policy("shop", "  ingress:\n  - {}\n");
         assert_eq!(found(&[("n.yaml", &open)]), [(rule, "n.yaml".into(), 9)]);
+        let ports = policy("shop", "  ingress:\n  - from: []\n    ports:\n      - {}\n");
+        assert!(found(&[("n.yaml", &ports)]).is_empty());
         let out = policy("shop", "  ingress:\n  - from: []\n  egress:\n  - {}\n");
         assert!(found(&[("n.yaml", &out)]).is_empty());
     }

@@ -82,6 +82,7 @@ pub fn review(
                 let mut merged = merged.lock().unwrap_or_else(|e| e.into_inner());
                 merged.0.issues.append(&mut report.issues);
                 merged.0.unreadable.append(&mut report.unreadable);
+                merged.0.skipped.append(&mut report.skipped);
                 merged.0.files += report.files;
                 merged.0.lines += report.lines;
                 merged.1.merge(project);
@@ -95,7 +96,8 @@ pub fn review(
         (&a.path, a.line, a.column, &a.rule).cmp(&(&b.path, b.line, b.column, &b.rule))
     });
     report.unreadable.extend(unreadable);
-    report.skipped = skipped;
+    report.skipped.extend(skipped);
+    report.skipped.sort();
     report.unreadable.sort_by(|a, b| a.path.cmp(&b.path));
     fingerprint(&mut report.issues, &base(&options.paths));
     Ok(report)
@@ -174,15 +176,26 @@ fn one(
         Err(e) => return unreadable(e.to_string()),
     };
     if archive::is_archive(&name) {
-        match archive::look(catalogue, &name, path, options.now, &mut project.material) {
+        let look = archive::Look { catalogue, now: options.now, everything: options.everything };
+        match look.at(&name, path, &mut project.material) {
             Ok(found) => {
+                let is_other = found.is_other;
+                found.unreadable.into_iter().for_each(&mut unreadable);
+                if is_other && archive::is_named_so(&name) {
+                    unreadable("no tar file, or compressed in a way that is not known".into());
+                }
                 report.issues.extend(found.issues);
                 report.files += found.files;
-                found.unreadable.into_iter().for_each(unreadable);
+                if found.skipped {
+                    report.skipped.push(format!("other people's code in {name}"));
+                }
+                if !is_other || archive::is_named_so(&name) {
+                    return;
+                }
+                // A blob that is something else.
             }
-            Err(e) => unreadable(e.to_string()),
+            Err(e) => return unreadable(e.to_string()),
         }
-        return;
     }
     let is_material = material::is_interesting(&name);
     let by_name = Kind::of(&name, "");

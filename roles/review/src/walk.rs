@@ -139,10 +139,10 @@ pub(crate) fn base(paths: &[PathBuf]) -> PathBuf {
 /// The path as it is shown, with `/`.
 pub(crate) fn shown(path: &Path) -> String {
     let text = path.display().to_string();
-    // A line end in a name would break every line that it is printed in.
-    text.strip_prefix("./")
-        .unwrap_or(&text)
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    clean(text.strip_prefix("./").unwrap_or(&text))
+}
+
+/// A line end in a name would break every line that it is printed in.
+pub(crate) fn clean(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

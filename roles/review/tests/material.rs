@@ -56,6 +56,15 @@ fn a_key_and_the_certificate_beside_it_belong_together_or_not() {
     let dir = tempfile::tempdir().unwrap();
     put(dir.path(), "good/tls.crt", chain(&a));
     put(dir.path(), "good/tls.key", key(&a.key));
+    // As certbot lays them out, a chain without the leaf among them; and beside a CA.
+    put(dir.path(), "bot/privkey.pem", key(&b.key));
+    put(dir.path(), "bot/fullchain.pem", chain(&b));
+    put(dir.path(), "bot/chain.pem", pem::encode("CERTIFICATE", &ca.intermediate));
+    put(dir.path(), "bot/cert.pem", pem::encode("CERTIFICATE", &b.chain[0]));
+    // Settings hold a CA and a key of another use.
+    let settings =
+        format!("ca: |\n{}jwt_key: |\n{}", pem::encode("CERTIFICATE", &a.chain[0]), key(&b.key));
+    put(dir.path(), "app.yaml", settings);
     put(dir.path(), "one/both.pem", chain(&b) + &key(&b.key));
     let report = look(dir.path());
     assert!(found(&report, "weak-cert/key-mismatch").is_empty(), "{:?}", report.issues);
@@ -142,7 +151,7 @@ fn requests_that_ask_for_what_is_weak() {
     let uri = |text: &str| rcgen::SanType::URI(text.try_into().unwrap());
     put(
         dir.path(),
-        "ca.csr",
+        "peer.csr",
         made(&|p| p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
     );
     put(
@@ -157,11 +166,22 @@ fn requests_that_ask_for_what_is_weak() {
         ),
     );
     put(dir.path(), "none.csr", made(&|_| {}));
+    // Kubernetes names users so; and what is to become a CA may ask for it.
+    put(
+        dir.path(),
+        "user.csr",
+        made(&|p| p.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters")),
+    );
+    put(
+        dir.path(),
+        "root-ca.csr",
+        made(&|p| p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
+    );
     let all = found(&look(dir.path()), "weak-cert/csr");
     let expected = [
-        ("ca.csr", "asks for a CA"),
         ("names.csr", "asks for 2 URI SANs"),
         ("none.csr", "in no subject alternative name"),
+        ("peer.csr", "asks for a CA"),
     ];
     assert_eq!(all.len(), expected.len(), "{all:?}");
     for ((file, what), said) in expected.iter().zip(&all) {
@@ -237,16 +257,108 @@ fn keys_in_the_layers_of_an_image_also_those_that_are_removed_later() {
     }
     // Two images with the same key share an identity.
     assert_eq!(found(&report, "identity-binding-absent/shared-identity").len(), 2);
-    // A layer that is cut off is told of.
-    let broken = tar(&[("x/layer.tar", &first[..700])]);
-    put(dir.path(), "broken.tar", &broken);
+}
+
+/// Only what is in the file `name`.
+fn of(report: &Report, name: &str) -> Vec<String> {
+    let keys = report.issues.iter().filter(|i| i.rule == "key-material-committed/pem");
+    let paths = keys.filter_map(|i| i.path.split_once(name).map(|(_, rest)| rest.to_owned()));
+    paths.collect()
+}
+
+fn told(report: &Report) -> Vec<&str> {
+    report.unreadable.iter().map(|u| u.reason.as_str()).collect()
+}
+
+#[test]
+fn what_is_no_archive_or_a_damaged_one_does_not_pass() {
+    let ca = TestCa::new("corp.test", now());
+    let pem = key(&ca.story(Story::Good, "/a").key);
+    let good = tar(&[("etc/tls.key", pem.as_bytes()), ("etc/motd", &[b'x'; 4000])]);
+    let dir = tempfile::tempdir().unwrap();
+    // A key before the damage is there all the same.
+    put(dir.path(), "cut.tar", &good[..good.len() - 3000]);
+    put(dir.path(), "layer.tar", tar(&[("x/layer.tar", &good[..good.len() - 3000])]));
     let report = look(dir.path());
-    assert_eq!(report.unreadable.len(), 1, "{:?}", report.unreadable);
-    // An archive of an archive of an archive … ends some time.
+    assert_eq!(of(&report, "cut.tar"), ["!/etc/tls.key"], "{:?}", report.issues);
+    assert_eq!(of(&report, "layer.tar"), ["!/x/layer.tar!/etc/tls.key"]);
+    assert_eq!(report.unreadable.len(), 2, "{:?}", report.unreadable);
+    // No archive, whatever its name; and a blob that is a text.
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "no.tar", &pem);
+    put(dir.path(), "blobs/sha256/text", &pem);
+    let report = look(dir.path());
+    assert_eq!(told(&report), ["no tar file, or compressed in a way that is not known"]);
+    assert_eq!(of(&report, "blobs/sha256/text"), [""]);
+    // A tar file from before there was a magic.
+    let mut old = good.clone();
+    for header in [0, 512 * (1 + pem.len().div_ceil(512))] {
+        old[header + 257..header + 265].fill(0);
+        old[header + 148..header + 156].fill(b' ');
+        let sum: u32 = old[header..header + 512].iter().map(|b| u32::from(*b)).sum();
+        old[header + 148..header + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+    put(dir.path(), "v7.tar", &old);
+    assert_eq!(of(&look(dir.path()), "v7.tar"), ["!/etc/tls.key"]);
+}
+
+#[test]
+fn archives_are_bounded_and_their_names_are_clean() {
+    let ca = TestCa::new("corp.test", now());
+    let pem = key(&ca.story(Story::Good, "/a").key);
+    let dir = tempfile::tempdir().unwrap();
+    // Compressed again and again.
     let mut bomb = gzip(b"x");
     for _ in 0..20 {
         bomb = gzip(&bomb);
     }
     put(dir.path(), "bomb.tar.gz", bomb);
-    assert_eq!(look(dir.path()).unreadable.len(), 1);
+    // A name of 3 GiB that compresses to nothing: not read into memory.
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_path("././@LongLink").unwrap();
+    header.set_size(3 << 30);
+    header.set_cksum();
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    out.write_all(header.as_bytes()).unwrap();
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..64 {
+        out.write_all(&zeros).unwrap();
+    }
+    put(dir.path(), "name.tar.gz", out.finish().unwrap());
+    let report = look(dir.path());
+    assert_eq!(report.unreadable.len(), 2, "{:?}", report.unreadable);
+    assert_eq!(told(&report)[0], "compressed again and again");
+    // Names that would forge lines of a report; descriptions that hold keys; archives in a layer.
+    let inner = tar(&[("k.key", pem.as_bytes())]);
+    let odd = tar(&[
+        ("etc/x\n::error::forged tls.key", pem.as_bytes()),
+        ("app/account.json", format!("{{\"private_key\": {pem:?}}}").as_bytes()),
+        ("opt/backup.tar", &inner),
+        ("usr/lib/python3/site-packages/test.key", pem.as_bytes()),
+    ]);
+    put(dir.path(), "odd.tar", &odd);
+    let report = look(dir.path());
+    assert!(report.issues.iter().all(|i| !i.path.contains('\n')), "{:?}", report.issues);
+    let all = of(&report, "odd.tar");
+    assert!(all.contains(&"!/app/account.json".to_owned()), "{all:?}");
+    assert!(all.contains(&"!/opt/backup.tar!/k.key".to_owned()), "{all:?}");
+    assert_eq!(all.len(), 4, "`everything` also looks at other people's: {all:?}");
+}
+
+#[test]
+fn zstandard_frame_after_frame() {
+    let ca = TestCa::new("corp.test", now());
+    let pem = key(&ca.story(Story::Good, "/a").key);
+    let whole = tar(&[("etc/motd", b"hello"), ("etc/tls.key", pem.as_bytes())]);
+    let frame = |bytes: &[u8]| {
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        ruzstd::encoding::compress_to_vec(bytes, level)
+    };
+    let (first, second) = whole.split_at(1024);
+    let skipped = [&[0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.tar.zst", [skipped, frame(first), frame(second)].concat());
+    let report = look(dir.path());
+    assert_eq!(of(&report, "a.tar.zst"), ["!/etc/tls.key"], "{:?}", report.unreadable);
 }

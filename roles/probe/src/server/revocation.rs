@@ -16,6 +16,8 @@ use crate::report::{Outcome, Report};
 
 /// Between two looks at whether the server knows by now.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Connections that are kept for what comes after.
+const RESERVE: usize = 8;
 
 /// What a session and a connection were made of before.
 struct Before {
@@ -57,16 +59,18 @@ impl Target<'_> {
         let serial = CertInfo::parse(leaf)
             .map_err(|e| Finding::new(Code::InternalError, e.to_string()))?
             .serial;
-        let list = ca.revoke(leaf, how.extends.as_ref())?;
-        if let Err(e) = publisher.publish(&list, &serial).await {
+        let published = match ca.revoke(leaf, how.extends.as_ref()) {
+            Ok(list) => publisher.publish(&list, &serial).await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = published {
             report.case("revocation/full", Outcome::Unclear, e.message.clone());
             report.failed = Some(e);
             return Ok(());
         }
-        let full = self.until_refused(&revoked, how.within).await;
+        let (full, still) = self.until_refused(&revoked, &control, how.within).await;
         // A server that refuses everybody, or is not there, has not understood the list.
-        let still = self.attempt(Some(&control), &[], None).await;
-        if still.asked.outcome != Outcome::Accepted {
+        if full.asked.outcome != Outcome::Accepted && still.asked.outcome != Outcome::Accepted {
             let evidence = format!(
                 "with another certificate, not on the list: {}; so nothing is shown",
                 still.asked.evidence
@@ -111,18 +115,34 @@ impl Target<'_> {
         Question { keep: true, ..self.question(&[], None) }
     }
 
-    /// Servers read lists anew when they are told to, or now and then.
-    async fn until_refused(&self, identity: &ProbeIdentity, within: Duration) -> Attempt {
+    /// Servers read lists anew when they are told to, or now and then; and while one starts anew nobody is answered,
+    /// which is no refusal. So `revoked` has to be refused while `control` is served. Gives what each got last.
+    async fn until_refused(
+        &self,
+        revoked: &ProbeIdentity,
+        control: &ProbeIdentity,
+        within: Duration,
+    ) -> (Attempt, Attempt) {
         let end = Instant::now() + within;
+        // A long time is not filled with connections.
+        let pause = AGAIN.max(within / 20);
+        let refused = |a: &Attempt| {
+            matches!(a.asked.outcome, Outcome::Refused | Outcome::RefusedByApplication)
+        };
         loop {
-            let attempt = self.attempt(Some(identity), &[], None).await;
-            // While it starts anew nobody is answered: that is no refusal.
-            let done =
-                matches!(attempt.asked.outcome, Outcome::Refused | Outcome::RefusedByApplication);
-            if done || Instant::now() >= end || self.dialer.is_exhausted() {
-                return attempt;
+            let first = self.attempt(Some(revoked), &[], None).await;
+            let still = self.attempt(Some(control), &[], None).await;
+            if refused(&first) && still.asked.outcome == Outcome::Accepted {
+                // Again, as it may have begun to serve in between.
+                let again = self.attempt(Some(revoked), &[], None).await;
+                if refused(&again) {
+                    return (again, still);
+                }
             }
-            tokio::time::sleep(AGAIN).await;
+            if Instant::now() + pause > end || self.dialer.left() < RESERVE {
+                return (first, still);
+            }
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -135,9 +155,10 @@ impl Target<'_> {
             let resumed = negotiated.contains("resumed");
             let how = if resumed { "" } else { " (not resumed)" };
             let evidence = format!("{negotiated}: {}{how}", again.asked.evidence);
-            outcome = match resumed {
-                true => (again.asked.outcome, evidence),
-                false => (Outcome::Refused, evidence),
+            // A session that is not resumed has been judged again, if there was a connection at all.
+            outcome = match (resumed, again.asked.outcome) {
+                (false, Outcome::RefusedByApplication) => (Outcome::Refused, evidence),
+                (_, outcome) => (outcome, evidence),
             };
             if resumed && again.asked.outcome == Outcome::Accepted {
                 break;
@@ -156,7 +177,10 @@ impl Target<'_> {
         let asked = held.again(protocol, &self.kept()).await;
         let others = match control {
             Some(mut held) => held.again(protocol, &self.kept()).await.outcome,
-            None => Outcome::Refused,
+            None => {
+                let what = "there is no connection of another certificate to compare with";
+                return report.case("revocation/open", Outcome::Unclear, what);
+            }
         };
         if others != Outcome::Accepted {
             let what = "it closed connections of other certificates too";

@@ -105,7 +105,24 @@ pub(super) fn public_part(der: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
-/// Whether a certificate's SubjectPublicKeyInfo is of the key with this public part.
-pub(super) fn is_of(spki: &[u8], part: &[u8]) -> bool {
-    find(spki, part).is_some()
+/// The same of a certificate's SubjectPublicKeyInfo.
+pub(super) fn public_of_certificate(spki: &[u8]) -> Option<Vec<u8>> {
+    // BIT STRING of an uncompressed point at the end.
+    for (head, length) in [
+        (&[0x03, 0x42, 0x00, 0x04][..], 64),
+        (&[0x03, 0x62, 0x00, 0x04], 96),
+        (&[0x03, 0x81, 0x86, 0x00, 0x04], 132),
+    ] {
+        if let Some(point) = spki.len().checked_sub(length).map(|at| spki.split_at(at))
+            && point.0.ends_with(head)
+        {
+            return Some(point.1.to_vec());
+        }
+    }
+    // RSAPublicKey ::= SEQUENCE { modulus, … }, the only integer with a length of two bytes.
+    let at = find(spki, &[0x02, 0x82])?;
+    let length = spki.get(at + 2..at + 4)?;
+    let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+    let modulus = spki.get(at + 4..at + 4 + length)?;
+    (length >= 64).then(|| modulus.strip_prefix(&[0]).unwrap_or(modulus).to_vec())
 }

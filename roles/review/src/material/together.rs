@@ -1,63 +1,80 @@
 //! What keys and certificates show only beside each other: pairs that do not fit, chains that break, one key in many
 //! places.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use countersign_findings::Severity;
 use countersign_x509::CertInfo;
 
 use super::Facts;
-use super::stores::is_of;
+use super::stores::public_of_certificate;
 use crate::issue::{Issue, Related};
 use crate::rule::Catalogue;
 use crate::source::Context;
 
 /// Most certificates, and most keys, that are compared.
-const MAX: usize = 10_000;
+const MAX: usize = 20_000;
 
-/// Of one file.
-type Facet<T> = BTreeMap<String, Vec<T>>;
+/// A certificate, with its line.
+#[derive(Debug)]
+struct Certificate {
+    line: usize,
+    info: CertInfo,
+    /// What is public of its key, as of a private key.
+    part: Option<Vec<u8>>,
+}
 
 /// The keys and certificates of all files.
 #[derive(Debug, Default)]
 pub(crate) struct Together {
-    certificates: Facet<(usize, Vec<u8>, CertInfo)>,
-    keys: Facet<(usize, Vec<u8>)>,
+    certificates: BTreeMap<String, Vec<Certificate>>,
+    /// Lines, and what is public of each.
+    keys: BTreeMap<String, Vec<(usize, Vec<u8>)>>,
+    kept: usize,
 }
 
 impl Together {
     pub(crate) fn add(&mut self, path: &str, facts: Facts) {
-        if !facts.certificates.is_empty() && self.certificates.len() < MAX {
-            self.certificates.insert(path.to_owned(), facts.certificates);
+        self.kept += facts.certificates.len() + facts.keys.len();
+        if facts.is_empty() || self.kept > MAX {
+            return;
         }
-        if !facts.keys.is_empty() && self.keys.len() < MAX {
-            self.keys.insert(path.to_owned(), facts.keys);
-        }
+        let certificates = facts.certificates.into_iter().map(|(line, _, info)| Certificate {
+            line,
+            part: public_of_certificate(&info.spki_der),
+            info,
+        });
+        self.certificates.entry(path.to_owned()).or_default().extend(certificates);
+        self.keys.entry(path.to_owned()).or_default().extend(facts.keys);
     }
 
     pub(crate) fn merge(&mut self, other: Together) {
+        self.kept += other.kept;
+        if self.kept > MAX {
+            return;
+        }
         self.certificates.extend(other.certificates);
         self.keys.extend(other.keys);
     }
 
     /// The key of a CA vouches for everybody, not for one.
     pub(crate) fn raise_keys_of_authorities(&self, issues: &mut [Issue]) {
+        let all = self.certificates.values().flatten().filter(|c| c.info.is_ca);
+        let authorities: HashMap<&[u8], &CertInfo> =
+            all.filter_map(|c| Some((c.part.as_deref()?, &c.info))).collect();
+        let mut of_authorities: HashMap<(&str, usize), &CertInfo> = HashMap::new();
         for (path, keys) in &self.keys {
             for (line, part) in keys {
-                let mut all = self.certificates.values().flatten();
-                let Some((_, _, ca)) = all.find(|(_, _, c)| c.is_ca && is_of(&c.spki_der, part))
-                else {
-                    continue;
-                };
-                let of_it = issues.iter_mut().filter(|i| {
-                    i.class.name == "key-material-committed" && i.path == *path && i.line == *line
-                });
-                for issue in of_it {
-                    issue.message.push_str(&format!(", of the CA `{}`", ca.display_name()));
-                    if issue.context == Context::Production {
-                        issue.severity = Severity::Critical;
-                    }
+                if let Some(ca) = authorities.get(part.as_slice()) {
+                    of_authorities.insert((path, *line), ca);
                 }
+            }
+        }
+        for issue in issues.iter_mut().filter(|i| i.class.name == "key-material-committed") {
+            let Some(ca) = of_authorities.get(&(issue.path.as_str(), issue.line)) else { continue };
+            issue.message.push_str(&format!(", of the CA `{}`", ca.display_name()));
+            if issue.context == Context::Production {
+                issue.severity = Severity::Critical;
             }
         }
     }
@@ -69,28 +86,37 @@ impl Together {
         out
     }
 
-    /// A file with one key, and the certificates in it or in the file that goes by its name.
+    /// A file with one key, and the certificates in it or in the files that go by its name.
     fn mismatches(&self, catalogue: &Catalogue) -> Vec<Issue> {
+        let mut by_stem: HashMap<(&str, String), Vec<(&str, &Certificate)>> = HashMap::new();
+        for (path, certificates) in self.certificates.iter().filter(|(path, _)| is_pem(path)) {
+            let name = (directory(path), stem(path, &CERTIFICATES));
+            let all = certificates.iter().map(|c| (path.as_str(), c));
+            by_stem.entry(name).or_default().extend(all);
+        }
         let mut out = Vec::new();
-        for (path, keys) in &self.keys {
+        for (path, keys) in self.keys.iter().filter(|(path, _)| is_pem(path)) {
             let [(line, part)] = keys.as_slice() else { continue };
-            let beside = match self.certificates.get_key_value(path) {
-                Some(same) => Some(same),
-                None => self.certificates.iter().find(|(other, _)| is_pair(path, other)),
+            let own = self.certificates.get(path).filter(|c| !c.is_empty());
+            let beside: Vec<(&str, &Certificate)> = match own {
+                Some(own) => own.iter().map(|c| (path.as_str(), c)).collect(),
+                None => {
+                    by_stem.get(&(directory(path), stem(path, &KEYS))).cloned().unwrap_or_default()
+                }
             };
-            let Some((other, certificates)) = beside else { continue };
-            if certificates.iter().any(|(_, _, cert)| is_of(&cert.spki_der, part)) {
+            if beside.iter().any(|(_, c)| c.part.as_ref() == Some(part)) {
                 continue;
             }
-            let Some((at, _, cert)) = certificates.first() else { continue };
-            let what = format!(
-                "the key in `{path}` is not that of `{}` in `{other}`",
-                cert.display_name()
-            );
+            // A CA's certificate says whom to trust; it is the leaf that a key belongs to.
+            let leaf = beside.iter().find(|(_, c)| !c.info.is_ca && c.part.is_some());
+            let Some((other, leaf)) = leaf else { continue };
+            let name = leaf.info.display_name();
+            let what = format!("the key in `{path}` is not that of `{name}` in `{other}`");
             let rule = "weak-cert/key-mismatch";
             if let Some(mut issue) = catalogue.issue(rule, path, *line, String::new(), what) {
                 let message = "the certificate".to_owned();
-                issue.related = vec![Related { path: other.clone(), line: (*at).max(1), message }];
+                let line = leaf.line.max(1);
+                issue.related = vec![Related { path: (*other).to_owned(), line, message }];
                 out.push(issue);
             }
         }
@@ -98,56 +124,39 @@ impl Together {
     }
 
     fn broken_chains(&self, catalogue: &Catalogue) -> Vec<Issue> {
-        let mut out = Vec::new();
-        let rule = "weak-cert/chain";
+        // CAs by the directory that they lie in and their names.
+        let mut authorities: HashMap<(&str, &[u8]), Vec<(&str, &CertInfo)>> = HashMap::new();
         for (path, certificates) in &self.certificates {
-            let Some((line, _, leaf)) = certificates.first().filter(|(_, _, c)| !c.is_ca) else {
-                continue;
-            };
-            if leaf.is_self_issued() {
+            for c in certificates.iter().filter(|c| c.info.is_ca) {
+                let at = (directory(path), c.info.subject_der.as_slice());
+                authorities.entry(at).or_default().push((path, &c.info));
+            }
+        }
+        let mut out = Vec::new();
+        for (path, certificates) in self.certificates.iter().filter(|(path, _)| is_pem(path)) {
+            let Some(leaf) = certificates.first().filter(|c| !c.info.is_ca) else { continue };
+            if leaf.info.is_self_issued() {
                 continue;
             }
             // A file of more than the leaf is a chain, and says how it goes on.
             let above: Vec<&CertInfo> =
-                certificates[1..].iter().map(|(_, _, c)| c).filter(|c| c.is_ca).collect();
-            let what = if !above.is_empty() && !above.iter().any(|c| leaf.may_be_issued_by(c)) {
-                format!(
-                    "the issuer of `{}`, `{}`, is missing behind it",
-                    leaf.display_name(),
-                    leaf.issuer
-                )
-            } else if above.is_empty()
-                && let Some(namesake) = self.namesake(path, leaf)
-            {
-                format!(
-                    "`{}` was issued by another `{}` than the one in `{namesake}`",
-                    leaf.display_name(),
-                    leaf.issuer
-                )
-            } else {
-                continue;
+                certificates[1..].iter().map(|c| &c.info).filter(|c| c.is_ca).collect();
+            let (name, issuer) = (leaf.info.display_name(), &leaf.info.issuer);
+            let beside = authorities.get(&(directory(path), leaf.info.issuer_der.as_slice()));
+            let what = match (above.is_empty(), beside) {
+                (false, _) if !above.iter().any(|c| leaf.info.may_be_issued_by(c)) => {
+                    format!("the issuer of `{name}`, `{issuer}`, is missing behind it")
+                }
+                // A CA of that name and another key, and none with the right one.
+                (true, Some(cas)) if !cas.iter().any(|(_, ca)| leaf.info.may_be_issued_by(ca)) => {
+                    let place = cas.first().map_or("", |(path, _)| path);
+                    format!("`{name}` was issued by another `{issuer}` than the one in `{place}`")
+                }
+                _ => continue,
             };
-            out.extend(catalogue.issue(rule, path, *line, String::new(), what));
+            out.extend(catalogue.issue("weak-cert/chain", path, leaf.line, String::new(), what));
         }
         out
-    }
-
-    /// A CA in the same directory that has the name of the issuer and not its key, if there is none with its key.
-    fn namesake(&self, path: &str, leaf: &CertInfo) -> Option<&str> {
-        let beside =
-            self.certificates.iter().filter(|(other, _)| directory(other) == directory(path));
-        let mut found = None;
-        for (other, (_, _, ca)) in
-            beside.flat_map(|(other, all)| all.iter().map(move |c| (other, c)))
-        {
-            if ca.is_ca && ca.subject_der == leaf.issuer_der {
-                if leaf.may_be_issued_by(ca) {
-                    return None;
-                }
-                found = Some(other.as_str());
-            }
-        }
-        found
     }
 
     /// The same key in several directories: several workloads with one identity, or copies that nobody will replace
@@ -192,37 +201,47 @@ fn directory(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(directory, _)| directory)
 }
 
-/// Whether two files of one directory are a key and its certificate by their names: `tls.key` and `tls.crt`,
-/// `api-key.pem` and `api.pem`, `privkey.pem` and `fullchain.pem`.
-fn is_pair(key: &str, certificate: &str) -> bool {
-    if directory(key) != directory(certificate) {
-        return false;
+/// Whether it is a file of nothing but PEM by its name: settings hold keys and certificates of different uses.
+fn is_pem(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+    match name.rsplit_once('.') {
+        Some((_, end)) => ["pem", "crt", "cer", "cert", "key", "chain", "bundle"].contains(&end),
+        None => true,
     }
-    let stem = |path: &str, words: &[&str]| -> String {
-        let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
-        let name = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_owned();
-        for word in words {
-            if name == *word {
-                return String::new();
-            }
-            for joint in ['-', '_', '.'] {
-                if let Some(rest) = name.strip_suffix(&format!("{joint}{word}")) {
-                    return rest.to_owned();
-                }
-                if let Some(rest) = name.strip_prefix(&format!("{word}{joint}")) {
-                    return rest.to_owned();
-                }
-            }
+}
+
+/// Words in the names of key files, and of certificates that have a key.
+const KEYS: [&str; 4] = ["key", "privkey", "private", "priv"];
+const CERTIFICATES: [&str; 6] = ["cert", "certificate", "crt", "fullchain", "chain", "public"];
+
+/// The name without its ending and without `words`: `tls.key` and `tls.crt`, `api-key.pem` and `api.pem`,
+/// `privkey.pem` and `fullchain.pem` have the same.
+fn stem(path: &str, words: &[&str]) -> String {
+    let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+    let name = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_owned();
+    for word in words {
+        if name == *word {
+            return String::new();
         }
-        name
-    };
-    stem(key, &["key", "privkey", "private", "priv"])
-        == stem(certificate, &["cert", "certificate", "crt", "fullchain", "chain", "public"])
+        let joint = |c: char| matches!(c, '-' | '_' | '.');
+        if let Some(rest) = name.strip_suffix(word).and_then(|r| r.strip_suffix(joint)) {
+            return rest.to_owned();
+        }
+        if let Some(rest) = name.strip_prefix(word).and_then(|r| r.strip_prefix(joint)) {
+            return rest.to_owned();
+        }
+    }
+    name
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn is_pair(key: &str, certificate: &str) -> bool {
+        let of = |path: &str, words: &[&str]| (directory(path).to_owned(), stem(path, words));
+        of(key, &KEYS) == of(certificate, &CERTIFICATES)
+    }
 
     #[test]
     fn pairs_are_told_by_their_names() {

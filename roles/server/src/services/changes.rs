@@ -11,6 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::services::admin::policy_set;
 use crate::shared::Shared;
 
+/// The server's time is told this often, as clocks drift and are mended.
+const TELL_TIME: Duration = Duration::from_secs(60);
+
 pub(crate) struct Service(pub(crate) Arc<Shared>);
 
 #[async_trait::async_trait]
@@ -23,10 +26,11 @@ impl api::changes_server::Changes for Service {
         &self,
         request: Request<api::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let arrived = current_time_ms();
         let agent = self.0.require_agent(&request).await?;
         let shared = Arc::clone(&self.0);
         let theirs = request.get_ref().time_ms;
-        let told = shared.clocks.told(agent.id.as_str(), theirs, current_time_ms());
+        let told = shared.clocks.told(agent.id.as_str(), theirs, arrived);
         let (send, receive) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
             let mut entries = shared.registry.subscribe();
@@ -50,6 +54,7 @@ impl api::changes_server::Changes for Service {
                     changed = entries.changed() => if changed.is_err() { return },
                     changed = bundle.changed() => if changed.is_err() { return },
                     changed = policies.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(TELL_TIME) => {}
                     () = send.closed() => return,
                     () = &mut end => return,
                 }

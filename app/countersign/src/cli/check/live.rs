@@ -99,7 +99,12 @@ async fn anchors(report: &mut Report, server: &Server, now: UnixTime) -> Vec<Vec
             for a in state.into_inner().authorities.iter().filter(|a| a.state == "active") {
                 let not_after = UnixTime::from_secs(a.not_after);
                 let what = format!("the {} authority in use", a.kind);
-                let life = (UnixTime::from_secs(a.not_before), not_after);
+                // Servers of older versions do not tell: then as if half of it were over.
+                let begin = match a.not_before {
+                    0 => now - not_after.since(now),
+                    secs => UnixTime::from_secs(secs),
+                };
+                let life = (begin, not_after);
                 certificates::check(category, &what, life, now, Code::AuthorityExpiring);
             }
         }

@@ -1,7 +1,8 @@
 //! Commands that the user gives a probe: the client that is probed, and what brings a revocation list to a server.
 
+use std::fs::File;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,9 +11,7 @@ use countersign_findings::{Code, Finding};
 use countersign_keys::{random, write_atomic};
 use countersign_probe::{Driver, Ended, Publisher};
 use countersign_x509::pem;
-use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
 
 use crate::output;
 
@@ -22,10 +21,25 @@ const LAST_WORDS: usize = 200;
 /// What brings a list to the server may restart it.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
+fn temporary() -> PathBuf {
+    let number = u64::from_be_bytes(random());
+    std::env::temp_dir().join(format!("countersign-probe-{number:016x}"))
+}
+
+/// A file that is gone when nobody has it open.
+fn nameless() -> std::io::Result<File> {
+    let path = temporary();
+    let mut options = File::options();
+    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
 /// A command that runs, with all that it starts.
 struct Running {
     child: Child,
-    said: JoinHandle<String>,
+    /// Its standard error; a file without a name.
+    log: File,
     /// Its process group.
     group: Option<i32>,
 }
@@ -34,6 +48,13 @@ impl Running {
     fn start(words: &[String], variables: &[(&str, String)]) -> Result<Self, Finding> {
         let (program, arguments) =
             words.split_first().ok_or_else(|| crate::cli::invalid("a command is missing"))?;
+        let unwritable = |e: std::io::Error| {
+            Finding::new(
+                Code::FileUnreadable,
+                format!("cannot write to {}: {e}", temporary().display()),
+            )
+        };
+        let log = nameless().map_err(unwritable)?;
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -41,49 +62,43 @@ impl Running {
             .stdin(Stdio::null())
             // What it prints is of no interest, and would mix with ours.
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            // A file: what lives on after its turn may go on writing to it.
+            .stderr(log.try_clone().map_err(unwritable)?)
             // What it starts in turn must not outlive its turn.
             .process_group(0)
             .kill_on_drop(true);
-        let mut child = command.spawn().map_err(|e| {
+        let child = command.spawn().map_err(|e| {
             Finding::new(Code::FileUnreadable, format!("cannot start `{program}`: {e}"))
         })?;
         let group = child.id().and_then(|id| i32::try_from(id).ok());
-        let stderr = child.stderr.take();
-        let said = tokio::spawn(async move {
-            let mut last = Vec::new();
-            let mut buf = [0; 4096];
-            if let Some(mut stderr) = stderr {
-                while let Ok(n @ 1..) = stderr.read(&mut buf).await {
-                    last.extend_from_slice(&buf[..n]);
-                    let too_much = last.len().saturating_sub(4096);
-                    last.drain(..too_much);
-                }
-            }
-            let text = String::from_utf8_lossy(&last).into_owned();
-            let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
-            line.trim().chars().filter(|c| !c.is_control()).take(LAST_WORDS).collect()
-        });
-        Ok(Self { child, said, group })
+        Ok(Self { child, log, group })
     }
 
     async fn ended(&mut self) -> Ended {
         let status = self.child.wait().await;
-        let said = tokio::time::timeout(Duration::from_millis(200), &mut self.said).await;
-        let said = said.ok().and_then(Result::ok).filter(|s| !s.is_empty());
         let how = match &status {
             Ok(status) => format!("ended with {status}"),
             Err(e) => e.to_string(),
         };
-        let how = match said {
-            Some(said) => format!("{how}: `{said}`"),
-            None => how,
+        let how = match self.last_words() {
+            said if said.is_empty() => how,
+            said => format!("{how}: `{said}`"),
         };
         Ended { well: status.is_ok_and(|s| s.success()), how }
     }
 
+    /// The last line that it wrote to its standard error.
+    fn last_words(&self) -> String {
+        let mut last = [0; 4096];
+        let length = self.log.metadata().map_or(0, |m| m.len());
+        let from = length.saturating_sub(last.len() as u64);
+        let n = self.log.read_at(&mut last, from).unwrap_or(0);
+        let text = String::from_utf8_lossy(&last[..n]).into_owned();
+        let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+        line.trim().chars().filter(|c| !c.is_control()).take(LAST_WORDS).collect()
+    }
+
     async fn stop(mut self) {
-        self.said.abort();
         // The group lives on while one of its processes does, so its number is not another's by now; where none
         // is left this fails, which is as well.
         if let Some(pid) = self.group.take().and_then(rustix::process::Pid::from_raw) {
@@ -150,8 +165,7 @@ impl Publish {
     /// The server may be somebody else's process, so it is readable by all, as lists are.
     fn write(&mut self, list: &[u8]) -> Result<PathBuf, Finding> {
         let unwritable = |what: String| Finding::new(Code::FileUnreadable, what);
-        let number = u64::from_be_bytes(random());
-        let directory = std::env::temp_dir().join(format!("countersign-probe-{number:016x}"));
+        let directory = temporary();
         std::fs::DirBuilder::new()
             .mode(0o755)
             .create(&directory)
@@ -172,7 +186,13 @@ impl Publisher for Publish {
             ("COUNTERSIGN_PROBE_SERIAL", serial.to_owned()),
         ];
         let mut running = Running::start(&self.command, &variables)?;
-        let ended = tokio::time::timeout(PUBLISH_LIMIT, running.ended()).await;
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(PUBLISH_LIMIT, running.ended()) => ended,
+            () = crate::cli::interrupted() => {
+                running.stop().await;
+                return Err(Finding::new(Code::InvalidValue, "interrupted before the list was there"));
+            }
+        };
         let program = self.command.first().map(String::as_str).unwrap_or_default();
         let how = match ended {
             // A server that it started lives on.

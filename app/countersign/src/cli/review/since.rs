@@ -21,9 +21,21 @@ pub(super) fn only_new(
     let mut had: HashMap<String, HashMap<(String, String), usize>> = HashMap::new();
     let key = |i: &Issue| (i.rule.clone(), i.evidence.split_whitespace().collect::<String>());
     issues.retain(|issue| {
-        let Ok(path) = std::fs::canonicalize(&issue.path) else { return false };
-        let Some(before) = changed.0.get(&path) else { return false };
+        // Of what lies in an archive, the archive.
+        let file = |path: &str| {
+            let (file, _) = path.split_once("!/").unwrap_or((path, ""));
+            std::fs::canonicalize(file).ok()
+        };
+        let before = file(&issue.path).and_then(|path| changed.0.get(&path));
+        let Some(before) = before else {
+            // What two files show together is new where either has changed.
+            let mut related = issue.related.iter().filter_map(|r| file(&r.path));
+            return related.any(|path| changed.0.contains_key(&path));
+        };
         let Some(text) = before else { return true };
+        if issue.path.contains("!/") {
+            return true;
+        }
         let had = had.entry(issue.path.clone()).or_insert_with(|| {
             let mut counts = HashMap::new();
             for old in review(&issue.path, text) {
