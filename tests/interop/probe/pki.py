@@ -73,7 +73,6 @@ class Pki:
 
     def __init__(self, directory):
         self.directory = directory
-        self.pairs = {}
         long = {"start": NOW - DAY, "end": NOW + 3650 * DAY}
         client_ca = issue("client-ca", ca=True, **long)
         self.client_ca = client_ca
@@ -123,7 +122,7 @@ class Pki:
             f.write(data)
 
     def write(self, name, pair, *chain):
-        self.pairs[name] = pair
+        self.__dict__.setdefault("pairs", {})[name] = pair
         pem = b"".join([pair.cert_pem()] + [c.cert_pem() for c in chain])
         self.put(f"{name}.pem", pem)
         self.put(f"{name}.key", pair.key_pem(), 0o600)
