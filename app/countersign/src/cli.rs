@@ -58,26 +58,29 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+/// Where help lists the flags of every command.
+const GLOBAL: &str = "Options of every command";
+
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Global {
     /// Where data is kept [default: /var/lib/countersign for root, else ~/.local/share/countersign]
-    #[arg(long, global = true, env = "COUNTERSIGN_DATA_DIR", value_name = "DIR")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "COUNTERSIGN_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// How data is printed
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t)]
     output: Format,
     /// More log lines (-v debug, -vv trace)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = GLOBAL, action = clap::ArgAction::Count)]
     verbose: u8,
     /// Fewer log lines (-q warnings, -qq errors)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = GLOBAL, action = clap::ArgAction::Count)]
     quiet: u8,
     /// Log lines as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     log_json: bool,
     /// Log filter, for example `info,h2=debug`
-    #[arg(long, global = true, env = "COUNTERSIGN_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "COUNTERSIGN_LOG", value_name = "FILTER")]
     log: Option<String>,
 }
 

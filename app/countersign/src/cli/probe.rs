@@ -24,15 +24,18 @@ use crate::output;
 
 const EXAMPLES: &str = "\
 Examples:
-  countersign probe api.corp.test:8443                              what can be seen from outside
-  countersign probe api.corp.test:8443 --ca-cert ca.pem --ca-key ca.key --id spiffe://corp.test/ns/shop/sa/web
-                                                                    with certificates of the CA that it trusts
+  # what can be seen from outside
+  countersign probe api.corp.test:8443
+  # with certificates of the CA that it trusts
+  countersign probe api.corp.test:8443 --ca-cert ca.pem --ca-key ca.key --id spiffe://corp.test/web
+  # a database, and everything wrong must be refused
   countersign probe db.corp.test:5432 --protocol postgres --cert web.pem --key web.key --expect strict
+  # does a revoked certificate get in with an old session?
   countersign probe api.corp.test:8443 --ca-cert ca.pem --ca-key ca.key --revoke -- \\
       sh -c 'cp $COUNTERSIGN_PROBE_CRL /etc/nginx/crl.pem && nginx -s reload'
-                                                                    does a revoked certificate get in with an old session?
-  countersign probe --listen 127.0.0.1:9443 --ca-cert ca.pem --ca-key ca.key --server-name localhost -- \\
-      curl -s --cacert ca.pem https://localhost:9443/               which servers does this client believe?
+  # which servers does this client believe?
+  countersign probe --listen 127.0.0.1:9443 --ca-cert ca.pem --ca-key ca.key -- \\
+      curl -s --cacert ca.pem https://localhost:9443/
 
 Certificates are made in memory and live for an hour. Probe only what you may probe.
 Exit codes: 0 nothing at or above --fail-on, 10 findings, 4 nobody answers.";
