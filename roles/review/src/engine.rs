@@ -146,7 +146,12 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
             cb: found.name("cb").map_or("", |m| m.as_str()),
         };
         let holds = |c: &Condition| {
-            let part = source.part(c.scope, &at, callback.clone());
+            let mut part = source.part(c.scope, &at, callback.clone());
+            // Of a shape that is in a comment, so is what it asks of its line.
+            if shape.in_comments && matches!(c.scope, Scope::Match | Scope::Line) {
+                let raw = source.range(c.scope, &at, callback.clone());
+                part = raw.and_then(|r| source.raw.get(r)).unwrap_or_default().into();
+            }
             match &c.pattern {
                 Pattern::Fixed(regex) => regex.get().is_some_and(|r| r.is_match(&part)),
                 Pattern::Template(text) => names.fill(text).is_some_and(|r| r.is_match(&part)),
