@@ -13,6 +13,8 @@ use crate::syntax::Function;
 
 /// How far calls are followed.
 const DEPTH: usize = 2;
+/// How far uses are followed: a local variable on the way is a step of its own.
+const USES: usize = 3;
 /// Most functions that are gathered; a file with more tells nothing definite.
 const MOST: usize = 40;
 /// In files with more functions than this nobody looks for who calls whom: every pair would have to be compared.
@@ -126,7 +128,7 @@ impl Source<'_> {
     pub(crate) fn gate(&self, at: &Range<usize>) -> String {
         let mut out = self.guards(at);
         out.push_str(&self.exits(at));
-        if let Some(uses) = self.used_under(at, DEPTH) {
+        if let Some(uses) = self.used_under(at, USES) {
             out.push_str(&uses);
         }
         out

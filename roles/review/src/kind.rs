@@ -116,7 +116,9 @@ impl Kind {
             "c" => Kind::C,
             "h" | "cc" | "cpp" | "cxx" | "hh" | "hpp" | "hxx" | "inl" | "ipp" => Kind::Cpp,
             "rb" | "rake" | "ru" => Kind::Ruby,
-            "php" | "phtml" | "inc" => Kind::Php,
+            "php" | "phps" | "php3" | "php4" | "php5" | "php7" | "php8" | "phtml" | "inc" => {
+                Kind::Php
+            }
             "yaml" | "yml" => Kind::Yaml,
             "tpl" | "tmpl" | "tmp" | "j2" | "template" | "erb" if !stem.is_empty() => {
                 return Self::of(stem, text).or_else(by_text).or(Some(Kind::Yaml));
