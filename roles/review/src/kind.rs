@@ -123,6 +123,13 @@ impl Kind {
             "tpl" | "tmpl" | "tmp" | "j2" | "template" | "erb" if !stem.is_empty() => {
                 return Self::of(stem, text).or_else(by_text).or(Some(Kind::Yaml));
             }
+            // A file of that kind for one place or as a pattern: `site.conf.dev`, `application.yml.sample`.
+            "dev" | "prod" | "staging" | "example" | "sample" | "dist" | "default" | "local"
+            | "in"
+                if !stem.is_empty() =>
+            {
+                return Self::of(stem, text);
+            }
             "json" | "jsonc" | "json5" => Kind::Json,
             "toml" => Kind::Toml,
             "properties" | "env" | "cnf" | "ini" => Kind::Properties,
