@@ -49,7 +49,9 @@ impl ServerCertVerifier for ChainOnly {
     ) -> Result<ServerCertVerified, Error> {
         match self.0.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
             Err(Error::InvalidCertificate(
+                // countersign:allow hostname-verify-disabled reason=a floor to measure against, which checks the chain alone
                 rustls::CertificateError::NotValidForName
+                // countersign:allow hostname-verify-disabled reason=as above
                 | rustls::CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
             other => other,
