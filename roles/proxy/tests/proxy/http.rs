@@ -401,13 +401,8 @@ async fn audit_policies_report_and_decide_nothing() {
         let get = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(ask(&mut tls, &get, "URI=").await.starts_with("HTTP/1.1 200"), "{path}");
     }
-    let reports: Vec<String> = kit
-        .records
-        .all()
-        .iter()
-        .filter(|r| r["event"] == "audit")
-        .map(|r| r["message"].as_str().unwrap().to_owned())
-        .collect();
+    let audits = kit.records.of("audit", 3).await;
+    let reports: Vec<&str> = audits.iter().map(|r| r["message"].as_str().unwrap()).collect();
     let (trial, watch) = ("policy default/trial matches", "policy default/watch matches");
     assert_eq!(reports, [trial, watch, trial]);
 }

@@ -42,6 +42,19 @@ impl Records {
         bytes.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice(l).ok()).collect()
     }
 
+    /// The records of an event, once there are `n`: they are written a little later than answers.
+    pub async fn of(&self, event: &str, n: usize) -> Vec<Value> {
+        for _ in 0..250 {
+            let found: Vec<Value> =
+                self.all().into_iter().filter(|r| r["event"] == event).collect();
+            if found.len() >= n {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no {n} records of {event} in {:?}", self.all())
+    }
+
     /// The code of the first failure, waiting for it.
     pub async fn code(&self) -> String {
         for _ in 0..250 {

@@ -81,8 +81,8 @@ async fn listed_clients_come_in_and_have_no_principal() {
     // Listed, but no rule of the policies is about it.
     let listed = get(&proxy, &old.legacy(&["x"], &["old.corp.test"], &[])).await;
     assert!(listed.starts_with("HTTP/1.1 403") && listed.contains("CS3002"), "{listed}");
-    let records = kit.records.all();
-    let denied = records.iter().find(|r| r["code"] == "CS3002").unwrap();
+    let denied = refusal_after(&kit, 0).await;
+    assert_eq!(denied["code"], "CS3002");
     assert_eq!(denied["source_workload"], "DNS=old.corp.test");
     // Those with a SPIFFE ID come as ever.
     let mut tls = connect(&kit, proxy.addresses[0], "/web").await;
