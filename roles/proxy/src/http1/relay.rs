@@ -48,6 +48,12 @@ pub(crate) trait Exchange {
         false
     }
 
+    /// Whether the client's connection is about to end: it is told so with the answer, and can make another one in
+    /// time, instead of finding this one closed under its next request.
+    fn ends_soon(&self) -> bool {
+        false
+    }
+
     /// Told the head of each request that goes on, and `None` when its exchange is over: what is under
     /// way may have to be judged again.
     fn under_way(&self, _head: Option<&[u8]>) {}
@@ -98,7 +104,7 @@ pub(crate) async fn serve<C: Relayed, E: Exchange>(
     let mut upstream: Option<Buffered<E::Upstream>> = None;
     let mut idle = Idle::new();
     while matches!(idle.wait_for_head(&mut client, &mut upstream, &mut draining).await, Ok(true)) {
-        let close_after = *draining.borrow();
+        let close_after = *draining.borrow() || exchange.ends_soon();
         match one(&mut client, &mut upstream, exchange, id, close_after, &mut end).await {
             Ok(Outcome::KeepAlive) => exchange.under_way(None),
             Ok(Outcome::Close) => break,

@@ -110,6 +110,9 @@ impl Inbound<'_> {
     }
 }
 
+/// Before a client's certificate ends, its kept connections are given up with the answer.
+const LAST_MOMENTS: Duration = Duration::from_secs(10);
+
 struct HttpInbound<'a> {
     connection: &'a Inbound<'a>,
     peer: Option<&'a Peer>,
@@ -277,6 +280,13 @@ impl Exchange for HttpInbound<'_> {
 
     fn connect(&self) -> impl Future<Output = Result<TcpStream, Finding>> + Send {
         dial(&self.connection.options.forward)
+    }
+
+    fn ends_soon(&self) -> bool {
+        let Some(leaf) = self.peer.map(Peer::leaf) else { return false };
+        // Clients get their next certificate at half of the life: whoever opens anew now has it.
+        let margin = (leaf.not_after.since(leaf.not_before) / 8).min(LAST_MOMENTS);
+        current_time() >= leaf.not_after - margin
     }
 
     fn under_way(&self, head: Option<&[u8]>) {

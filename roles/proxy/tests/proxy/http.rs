@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use countersign_policy::{Mode, Until};
 use countersign_proxy::{InboundOptions, ListenerOptions, PeerMode, Protocol};
-use countersign_testkit::raw_tls;
+use countersign_testkit::{TestIdentity, raw_tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -384,6 +384,26 @@ async fn tokens_are_verified_and_stay_with_the_proxy() {
     let refused = ask(&mut tls, &get("", &bearer(&forged)), "}").await;
     assert!(refused.starts_with("HTTP/1.1 401 ") && refused.contains("CS1104"), "{refused}");
     assert!(refused.contains("WWW-Authenticate: Bearer"), "{refused}");
+}
+
+/// A client that keeps its connection is told in time that its certificate's end is near.
+#[tokio::test]
+async fn an_answer_near_the_end_of_the_clients_certificate_ends_the_connection() {
+    let kit = Kit::new();
+    let proxy = kit.inbound(mirror().await, Protocol::Http).await;
+    let now = countersign_tls::current_time();
+    let get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    for (begin, life, closes) in [(now, 3600, false), (now - Duration::from_secs(90), 97, true)] {
+        let svid = kit.ca.issue_at("/web", begin, life);
+        let identity = TestIdentity { chain: svid.chain, key: svid.key };
+        let mut tls = raw_tls::client(Some(&identity))
+            .connect(raw_tls::any_name(), dial(proxy.addresses[0]).await)
+            .await
+            .unwrap();
+        let answer = ask(&mut tls, get, "URI=").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(answer.to_lowercase().contains("connection: close"), closes, "{answer}");
+    }
 }
 
 #[tokio::test]
