@@ -1,7 +1,6 @@
 //! `probe` against real servers: a certificate that is revoked while it is in use.
 
 use std::collections::HashSet;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +10,7 @@ use countersign_x509::{CertInfo, RevocationList, hex, pem};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::kit::Home;
+use crate::kit::{Home, serving};
 
 /// When a server looks at its revocation list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,47 +31,39 @@ fn revoked(list: &Path) -> HashSet<String> {
 /// An HTTP server, until the test ends.
 fn serve(ca: &TestCa, list: PathBuf, looks: Looks) -> String {
     let acceptor = raw_tls::strict_server(&ca.story(Story::Good, "/api"), &ca.root);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, list) = (acceptor.clone(), list.clone());
-                tokio::spawn(async move {
-                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
-                    let leaf = raw_tls::client_leaf(&stream).unwrap();
-                    let serial = CertInfo::parse(&leaf).unwrap().serial;
-                    let is_revoked = || revoked(&list).contains(&serial);
-                    let full = !raw_tls::is_resumed(&stream);
-                    let at_handshake = match looks {
-                        Looks::Never => false,
-                        Looks::AtFullHandshakes => full,
-                        Looks::AtHandshakes | Looks::AtRequests => true,
-                    };
-                    if at_handshake && is_revoked() {
+    serving(move |listener| async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, list) = (acceptor.clone(), list.clone());
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let leaf = raw_tls::client_leaf(&stream).unwrap();
+                let serial = CertInfo::parse(&leaf).unwrap().serial;
+                let is_revoked = || revoked(&list).contains(&serial);
+                let full = !raw_tls::is_resumed(&stream);
+                let at_handshake = match looks {
+                    Looks::Never => false,
+                    Looks::AtFullHandshakes => full,
+                    Looks::AtHandshakes | Looks::AtRequests => true,
+                };
+                if at_handshake && is_revoked() {
+                    return;
+                }
+                let mut buf = [0; 4096];
+                while let Ok(n @ 1..) = stream.read(&mut buf).await {
+                    if looks == Looks::AtRequests && is_revoked() {
                         return;
                     }
-                    let mut buf = [0; 4096];
-                    while let Ok(n @ 1..) = stream.read(&mut buf).await {
-                        if looks == Looks::AtRequests && is_revoked() {
-                            return;
-                        }
-                        let close = String::from_utf8_lossy(&buf[..n]).contains("onnection: close");
-                        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
-                        let _ = stream.write_all(answer.as_bytes()).await;
-                        if close {
-                            let _ = stream.shutdown().await;
-                            return;
-                        }
+                    let close = String::from_utf8_lossy(&buf[..n]).contains("onnection: close");
+                    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                    if close {
+                        let _ = stream.shutdown().await;
+                        return;
                     }
-                });
-            }
-        });
-    });
-    address
+                }
+            });
+        }
+    })
 }
 
 struct Files {

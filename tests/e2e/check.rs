@@ -8,7 +8,7 @@ use countersign_tls::current_time;
 use countersign_x509::pem;
 use serde_json::Value;
 
-use crate::kit::{Home, Running, application, eventually, free_port, other_clock};
+use crate::kit::{Home, Running, application, eventually, free_port, other_clock, serving};
 
 /// The checks that did not succeed, as `result code`.
 fn bad(report: &Value) -> Vec<String> {
@@ -20,6 +20,12 @@ fn bad(report: &Value) -> Vec<String> {
     all.filter(|c| c["result"] != "success")
         .map(|c| format!("{} {}", c["result"].as_str().unwrap(), c["code"].as_str().unwrap()))
         .collect()
+}
+
+/// An entry that no agent hands out.
+fn orphan(home: &Home) {
+    let args = ["entry", "create", "--spiffe-id", "/db", "--selector", "unix:uid:1"];
+    home.ok(&[&args[..], &["--parent-id", "spiffe://corp.test/nobody"]].concat());
 }
 
 fn check(home: &Home, more: &[&str]) -> (i32, Value) {
@@ -63,16 +69,7 @@ fn check_tells_what_runs_and_what_does_not() {
         assert!(text.contains(part), "{part}: {text}");
     }
     // An entry that no agent hands out; a port that is closed; one that does not speak TLS.
-    home.ok(&[
-        "entry",
-        "create",
-        "--spiffe-id",
-        "/db",
-        "--selector",
-        "unix:uid:1",
-        "--parent-id",
-        "spiffe://corp.test/nobody",
-    ]);
+    orphan(&home);
     let speaker = TcpListener::bind("127.0.0.1:0").unwrap();
     let plain = speaker.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -99,20 +96,12 @@ fn check_tells_what_runs_and_what_does_not() {
 
 /// A server that presents `identity`, until the test ends.
 fn present(identity: TestIdentity) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    listener.set_nonblocking(true).unwrap();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let acceptor = raw_tls::web_server(&identity);
-            while let Ok((stream, _)) = listener.accept().await {
-                let _ = acceptor.accept(stream).await;
-            }
-        });
-    });
-    address
+    serving(move |listener| async move {
+        let acceptor = raw_tls::web_server(&identity);
+        while let Ok((stream, _)) = listener.accept().await {
+            let _ = acceptor.accept(stream).await;
+        }
+    })
 }
 
 #[test]
@@ -210,16 +199,7 @@ fn why_an_identity_is_there_or_is_not() {
     eventually("it is all there", || {
         (why("spiffe://corp.test/ns/shop/sa/api") == (0, Vec::new())).then_some(())
     });
-    home.ok(&[
-        "entry",
-        "create",
-        "--spiffe-id",
-        "/db",
-        "--selector",
-        "unix:uid:1",
-        "--parent-id",
-        "spiffe://corp.test/nobody",
-    ]);
+    orphan(&home);
     let (exit, found) = why("/db");
     assert_eq!(exit, 10);
     assert_eq!(found[0], "error CS4004", "nobody hands it out: {found:?}");

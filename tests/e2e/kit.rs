@@ -228,3 +228,19 @@ int clock_gettime(clockid_t id, struct timespec *t) {
     return result;
 }
 "#;
+
+/// Gives `serve` a listener, in a thread of its own, until the test ends; where it listens.
+pub fn serving<F: Future<Output = ()>>(
+    serve: impl FnOnce(tokio::net::TcpListener) -> F + Send + 'static,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            serve(tokio::net::TcpListener::from_std(listener).unwrap()).await;
+        });
+    });
+    address
+}

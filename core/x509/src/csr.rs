@@ -128,8 +128,6 @@ pub struct RequestFacts {
     pub sans: usize,
     /// Whether it asks for `cA`.
     pub wants_ca: bool,
-    /// The key that it is for, SubjectPublicKeyInfo DER.
-    pub spki_der: Vec<u8>,
 }
 
 impl RequestFacts {
@@ -147,7 +145,6 @@ impl RequestFacts {
             uri_sans: Vec::new(),
             sans: 0,
             wants_ca: false,
-            spki_der: csr.info.public_key.to_der().map_err(bad)?,
         };
         for attribute in csr.info.attributes.iter().filter(|a| a.oid == ExtensionReq::OID) {
             for value in attribute.values.iter() {

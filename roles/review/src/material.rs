@@ -72,7 +72,7 @@ pub(crate) fn is_interesting(path: &str) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
     /// With their lines, in order.
-    pub(crate) certificates: Vec<(usize, Vec<u8>, CertInfo)>,
+    pub(crate) certificates: Vec<(usize, CertInfo)>,
     /// What is public of each private key, with its line.
     pub(crate) keys: Vec<(usize, Vec<u8>)>,
 }
@@ -140,7 +140,7 @@ pub(crate) fn in_text(
             if let Ok(cert) = CertInfo::parse(&der) {
                 let (line, _) = lines.at(whole.start());
                 out.extend(certificate(catalogue, path, line, &cert, now));
-                facts.certificates.push((line, der, cert));
+                facts.certificates.push((line, cert));
             }
         }
     }
@@ -259,7 +259,7 @@ pub(crate) fn in_file(
         [0x30, ..] => {
             if let Ok(cert) = CertInfo::parse(bytes) {
                 out.extend(certificate(catalogue, path, 0, &cert, now));
-                facts.certificates.push((0, bytes.to_vec(), cert));
+                facts.certificates.push((0, cert));
             } else if let Ok(csr) = RequestFacts::parse(bytes) {
                 out.extend(request(catalogue, path, 0, &csr));
             } else if is_pkcs12(bytes) {

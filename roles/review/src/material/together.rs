@@ -39,7 +39,7 @@ impl Together {
         if facts.is_empty() || self.kept > MAX {
             return;
         }
-        let certificates = facts.certificates.into_iter().map(|(line, _, info)| Certificate {
+        let certificates = facts.certificates.into_iter().map(|(line, info)| Certificate {
             line,
             part: public_of_certificate(&info.spki_der),
             info,

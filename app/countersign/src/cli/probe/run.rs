@@ -51,7 +51,7 @@ impl Running {
         let unwritable = |e: std::io::Error| {
             Finding::new(
                 Code::FileUnreadable,
-                format!("cannot write to {}: {e}", temporary().display()),
+                format!("cannot write to {}: {e}", std::env::temp_dir().display()),
             )
         };
         let log = nameless().map_err(unwritable)?;
