@@ -7,6 +7,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+pub use crls::Crls;
 pub use rustls_pki_types::CertificateDer;
 
 mod anchors;
@@ -14,6 +15,7 @@ mod attributes;
 mod cert_info;
 mod chain_error;
 mod closes;
+mod crls;
 pub mod csr;
 mod legacy;
 mod peer;
@@ -33,7 +35,7 @@ pub use peer::{PeerIdentity, PeerRole};
 pub use refused::Presented;
 pub use revocations::RevocationList;
 pub use spiffe_rules::{spiffe_authority, spiffe_leaf};
-pub use verify::{Crls, SUPPORTED_SIGNATURES, verify_path};
+pub use verify::{SUPPORTED_SIGNATURES, verify_path};
 
 /// SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -1,13 +1,17 @@
 //! What a revocation list says, without judging it: to take it over into another one.
 
 use countersign_identity::UnixTime;
-use der::oid::AssociatedOid;
-use der::{Decode, Encode};
+use der::asn1::AnyRef;
+use der::oid::{AssociatedOid, ObjectIdentifier};
+use der::{Decode, Encode, Tag, Tagged};
 use x509_cert::crl::CertificateList;
 use x509_cert::ext::pkix::AuthorityKeyIdentifier;
 
 use crate::CertInfo;
 use crate::cert_info::{ParseError, to_time};
+
+/// What the decoder at hand takes for this extension is another one.
+const ISSUING_DISTRIBUTION_POINT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.28");
 
 /// A parsed list (RFC 5280 section 5). Its signature is not checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub struct RevocationList {
     pub aki: Option<Vec<u8>>,
     /// When the next one is promised, if it is.
     pub next_update: Option<UnixTime>,
+    /// Whether it is about a part of the issuer's certificates (issuing distribution point, section 5.2.5).
+    pub partial: bool,
     /// Serial numbers, as in the certificates, and since when.
     pub revoked: Vec<(Vec<u8>, UnixTime)>,
 }
@@ -33,10 +39,13 @@ impl RevocationList {
             let aki = AuthorityKeyIdentifier::from_der(e.extn_value.as_bytes()).ok()?;
             Some(aki.key_identifier?.as_bytes().to_vec())
         });
+        let point = extensions.iter().find(|e| e.extn_id == ISSUING_DISTRIBUTION_POINT);
+        let partial = point.is_some_and(|e| names_point(e.extn_value.as_bytes()));
         let revoked = tbs.revoked_certificates.unwrap_or_default();
         Ok(Self {
             issuer_der: tbs.issuer.to_der().map_err(fail)?,
             aki,
+            partial,
             next_update: tbs.next_update.as_ref().map(to_time),
             revoked: revoked
                 .into_iter()
@@ -53,4 +62,11 @@ impl RevocationList {
         };
         self.issuer_der == issuer.subject_der && same_key
     }
+}
+
+/// Whether an issuing distribution point (RFC 5280 section 5.2.5) names one: its first field, `[0]`, is there. What
+/// cannot be read may name one.
+fn names_point(der: &[u8]) -> bool {
+    let Ok(fields) = AnyRef::from_der(der) else { return true };
+    fields.tag() != Tag::Sequence || fields.value().first() == Some(&0xa0)
 }

@@ -8,11 +8,11 @@ use countersign_identity::{SpiffeId, UnixTime};
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor};
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, ExtendedKeyUsageValidator,
-    KeyPurposeIdIter, OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy,
+    KeyPurposeIdIter, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
 use crate::anchors::{MAX_CACHED_INTERMEDIATES, MAX_CACHED_LEAVES, VerifiedIntermediate};
+use crate::crls::Crls;
 use crate::{
     CertInfo, ChainCause, ChainError, PeerIdentity, PeerRole, TrustStore, spiffe_authority,
     spiffe_leaf,
@@ -38,30 +38,6 @@ pub static SUPPORTED_SIGNATURES: &[&dyn SignatureVerificationAlgorithm] = &[
 
 /// Longest chain that is looked at; a peer that sends more is refused before anything is verified.
 pub(crate) const MAX_CHAIN: usize = 10;
-
-/// Revocation lists that apply to every chain checked with them. Each issuer on the path must be
-/// covered by a current list: what is unknown is refused.
-#[derive(Default, Debug)]
-pub struct Crls(Vec<CertRevocationList<'static>>);
-
-impl Crls {
-    /// Parses DER lists.
-    pub fn from_ders<'a>(ders: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, String> {
-        ders.into_iter()
-            .map(|der| {
-                OwnedCertRevocationList::from_der(der)
-                    .map(CertRevocationList::Owned)
-                    .map_err(|e| format!("not a usable CRL: {e}"))
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map(Self)
-    }
-
-    /// Whether there are none, which means revocation is not checked.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
 
 /// Accepts any extended key usage; [`spiffe_leaf`] has already judged the leaf's.
 struct AnyUsage;
@@ -394,13 +370,21 @@ pub fn verify_path<'p>(
     crls: &Crls,
     judge: Option<&dyn Fn(&webpki::VerifiedPath<'_>) -> Result<(), webpki::Error>>,
 ) -> Result<webpki::VerifiedPath<'p>, webpki::Error> {
-    let lists: Vec<&CertRevocationList<'_>> = crls.0.iter().collect();
+    let lists: Vec<&CertRevocationList<'_>> = crls.lists.iter().collect();
     let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|b| {
         b.with_depth(RevocationCheckDepth::Chain)
             .with_status_policy(UnknownStatusPolicy::Deny)
             .with_expiration_policy(ExpirationPolicy::Enforce)
             .build()
     });
+    let judge = |path: &webpki::VerifiedPath<'_>| {
+        if crls.says_nothing_of(path.end_entity())
+            || path.intermediate_certificates().any(|c| crls.says_nothing_of(c))
+        {
+            return Err(webpki::Error::UnknownRevocationStatus);
+        }
+        judge.map_or(Ok(()), |judge| judge(path))
+    };
     end_entity.verify_for_usage(
         SUPPORTED_SIGNATURES,
         anchors,
@@ -408,7 +392,7 @@ pub fn verify_path<'p>(
         to_webpki(now),
         AnyUsage,
         revocation,
-        judge,
+        Some(&judge),
     )
 }
 
