@@ -331,6 +331,60 @@ fn rules_explain_themselves() {
     assert!(text(&unknown.stderr).contains("did you mean"));
 }
 
+const OWN_RULE: &str = r#"
+title = "the old client"
+kinds = ["python"]
+fix = "Use billing.v2."
+[[shape]]
+match = '\bbilling\.v1\.(?P<at>connect)\('
+[[example]]
+file = "a.py"
+flagged = [1]
+code = "billing.v1.connect(host)\n"
+[[example]]
+file = "a.py"
+code = "billing.v2.connect(host)\n"
+"#;
+
+#[test]
+fn rules_of_ones_own_join_the_built_in_ones() {
+    let home = Home::new();
+    put(&home, "rules/insecure-channel/py-billing.toml", OWN_RULE);
+    put(&home, "tree/a.py", "import billing\nbilling.v1.connect(host)\n");
+    put(&home, "tree/b.go", BAD);
+    let (rules, tree) = (home.path("rules"), home.path("tree"));
+    let (rules, tree) = (rules.to_str().unwrap(), tree.to_str().unwrap());
+    let found = json(&home, &["--rules", rules, tree]);
+    let ids: Vec<&str> =
+        found["findings"].as_array().unwrap().iter().map(|f| f["rule"].as_str().unwrap()).collect();
+    assert!(ids.contains(&"insecure-channel/py-billing"), "{ids:?}");
+    assert!(ids.iter().any(|id| id.starts_with("client-verify-disabled/go-")), "{ids:?}");
+    let explained = review(&home, &["--rules", rules, "--explain", "insecure-channel/py-billing"]);
+    assert!(text(&explained.stdout).contains("Use billing.v2."));
+    let tested = review(&home, &["--rules", rules, "--test-rules"]);
+    assert_eq!(tested.status.code(), Some(0), "{}", text(&tested.stdout));
+    assert!(text(&tested.stderr).contains("2 of 2 examples"), "{}", text(&tested.stderr));
+    // What is wrong in one is told with its place, and nothing is reviewed.
+    let wrong = OWN_RULE.replace("flagged = [1]", "flagged = [2]");
+    put(&home, "rules/insecure-channel/py-billing.toml", &wrong);
+    let tested = review(&home, &["--rules", rules, "--test-rules"]);
+    assert_eq!(tested.status.code(), Some(10));
+    assert!(text(&tested.stdout).contains("expected [2], found [1]"), "{}", text(&tested.stdout));
+    for (text_of, expected) in [
+        (OWN_RULE.replace("connect)", "connect"), "py-billing"),
+        (OWN_RULE.replace("title", "titel"), "py-billing.toml"),
+        (OWN_RULE.replace("python", "pascal"), "`pascal` is not a kind of file"),
+    ] {
+        put(&home, "rules/insecure-channel/py-billing.toml", &text_of);
+        let refused = review(&home, &["--rules", rules, tree]);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(text(&refused.stderr).contains(expected), "{}", text(&refused.stderr));
+        assert!(refused.stdout.is_empty(), "{}", text(&refused.stdout));
+    }
+    let nowhere = review(&home, &["--rules", "nowhere", tree]);
+    assert_eq!(nowhere.status.code(), Some(2));
+}
+
 /// The tool on its own source.
 #[test]
 fn this_repository_passes() {

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use regex::Regex;
 
+use crate::inner;
 use crate::issue::{Edit, Issue};
 use crate::kind::Kind;
 use crate::layout;
@@ -59,12 +60,10 @@ impl<'c> Engine<'c> {
             (rule, &rule.shapes[*s])
         };
         let words = selected.words.get_or_init(|| {
-            // Where a pattern itself has no words, what it asks of the file may have some.
             Words::new(selected.shapes.iter().map(|at| {
                 let s = shape(at).1;
-                let asked = if kind.language().is_some() { s.if_.as_slice() } else { &[] };
                 std::iter::once(s.pattern.as_str())
-                    .chain(asked.iter().filter_map(Condition::of_text))
+                    .chain(s.if_.iter().filter_map(Condition::of_text))
             }))
         });
         let mut out: Vec<(&Rule, &Shape)> =
@@ -83,32 +82,48 @@ impl<'c> Engine<'c> {
         text: &str,
         today: &str,
     ) -> Result<Vec<Issue>, String> {
-        let mut out = self.one(path, kind, text, today)?;
-        let inner = match kind {
-            Kind::Yaml if text.contains('|') => layout::embedded(text),
-            Kind::Shell | Kind::Dockerfile | Kind::Terraform if text.contains("<<") => {
-                layout::heredocs(text)
-            }
-            _ => Vec::new(),
-        };
-        if !inner.is_empty() {
-            for (name, inner, first_line) in inner {
-                let Some(kind) = Kind::of(&name, &inner) else { continue };
-                for mut issue in self.one(path, kind, &inner, today)? {
-                    issue.line += first_line - 1;
-                    issue.end_line += first_line - 1;
-                    // Places in the inner text are none in the file.
-                    issue.edit = None;
-                    out.push(issue);
-                }
-            }
+        let mut out = self.one(path, kind, text)?;
+        let own = out.len();
+        self.within(path, kind, text, inner::DEPTH, &mut out)?;
+        if out.len() > own {
             // Much of what is in an inner file is found in the outer one too.
             settle(&mut out);
         }
+        let same_document = |a, b| kind != Kind::Yaml || layout::same_document(text, a, b);
+        suppress::apply(text, &same_document, &mut out, today);
         Ok(out)
     }
 
-    fn one(&self, path: &str, kind: Kind, text: &str, today: &str) -> Result<Vec<Issue>, String> {
+    /// What is in the files within a file.
+    fn within(
+        &self,
+        path: &str,
+        kind: Kind,
+        text: &str,
+        depth: usize,
+        out: &mut Vec<Issue>,
+    ) -> Result<(), String> {
+        if depth == 0 {
+            return Ok(());
+        }
+        for inner in inner::inner(kind, text) {
+            let mut found = self.one(path, inner.kind, &inner.text)?;
+            self.within(path, inner.kind, &inner.text, depth - 1, &mut found)?;
+            for mut issue in found {
+                if inner.one_line {
+                    (issue.line, issue.end_line) = (1, 1);
+                }
+                issue.line += inner.first_line - 1;
+                issue.end_line += inner.first_line - 1;
+                // Places in the inner text are none in the file.
+                issue.edit = None;
+                out.push(issue);
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&self, path: &str, kind: Kind, text: &str) -> Result<Vec<Issue>, String> {
         let Some(selected) = self.by_kind.get(&kind) else { return Ok(Vec::new()) };
         let mut candidates = self.candidates(kind, selected, text);
         candidates.retain(|(rule, _)| {
@@ -123,7 +138,6 @@ impl<'c> Engine<'c> {
             shape(rule, s, &source, &mut out);
         }
         settle(&mut out);
-        suppress::apply(text, &|a, b| source.same_document(a, b), &mut out, today);
         Ok(out)
     }
 }
@@ -146,7 +160,11 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
             cb: found.name("cb").map_or("", |m| m.as_str()),
         };
         let holds = |c: &Condition| {
-            let mut part = source.part(c.scope, &at, callback.clone());
+            let mut part = match c.scope {
+                Scope::Whole => view.get(whole.range()).unwrap_or_default().into(),
+                Scope::Value => source.value(names.var, &at).into(),
+                _ => source.part(c.scope, &at, callback.clone()),
+            };
             // Of a shape that is in a comment, so is what it asks of its line.
             if shape.in_comments && matches!(c.scope, Scope::Match | Scope::Line) {
                 let raw = source.range(c.scope, &at, callback.clone());

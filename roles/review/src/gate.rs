@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use crate::scope::innermost;
+use crate::scope::{Scope, innermost};
 use crate::source::Source;
 use crate::syntax::Function;
 
@@ -115,6 +115,41 @@ impl Source<'_> {
         out
     }
 
+    /// What a variable is made of, in the function around a place, else in the file: the statements that assign to it,
+    /// and those that begin with it.
+    pub(crate) fn value(&self, name: &str, at: &Range<usize>) -> String {
+        let name = name.trim();
+        let makes = |w: &Range<usize>| {
+            let rest = self.code[w.end..].trim_start();
+            let is_set = |r: &str| {
+                r.starts_with(":=")
+                    || r.starts_with('=') && !r.starts_with("==") && !r.starts_with("=>")
+            };
+            // `name: Type = …`, `name Type = …`, `name.field = …`, `name->set(…)`.
+            let typed = rest.split_once('=').is_some_and(|(head, tail)| {
+                head.len() < 60
+                    && !tail.starts_with(['=', '>'])
+                    && head.bytes().all(|b| is_word(b) || b" :.<>[]*&?".contains(&b))
+            });
+            is_set(rest) || rest.starts_with(['.', '[']) || rest.starts_with("->") || typed
+        };
+        let within = |range: Range<usize>| {
+            let mut out = String::new();
+            let Some(part) = self.code.get(range.clone()) else { return out };
+            for w in words(part, name).take(MOST) {
+                let w = range.start + w.start..range.start + w.end;
+                if makes(&w) {
+                    let statement = self.range(Scope::Statement, &w, None).unwrap_or(w);
+                    out.push_str(self.text.get(statement).unwrap_or_default());
+                    out.push('\n');
+                }
+            }
+            out
+        };
+        let local = self.function_around(at).map(|f| within(f.range.clone())).unwrap_or_default();
+        if local.is_empty() { within(0..self.code.len()) } else { local }
+    }
+
     fn function_around(&self, at: &Range<usize>) -> Option<&Function> {
         self.parts
             .functions
@@ -208,7 +243,8 @@ impl Source<'_> {
                 r"ServerBootstrap|\bUndertow\b|WebServerFactory|embeddedServer|AuthenticateAsServer|",
                 r"SslServerAuthenticationOptions|\bUseHttps\b|ConfigureHttpsDefaults|HttpsConnectionAdapterOptions|",
                 r"\bclass\s+\w*Server\b|\bTcpListener\b|\bHttpListener\b|TransportListener|NeedClientAuth|WantClientAuth|",
-                r"ClientCertificateRequired|ClientCertificateMode"
+                r"ClientCertificateRequired|ClientCertificateMode|createSecureServer|https?2?\.createServer\s*\(|",
+                r"tls\.createServer\s*\(|\bSSLServer\b|stream_socket_server|WEBrick"
             ))
             .ok()
         });
@@ -219,7 +255,8 @@ impl Source<'_> {
                 r"ChannelBuilder|\bforAddress\s*\(|AuthenticateAsClient|SslClientAuthenticationOptions|",
                 r"ServicePointManager|HttpWebRequest|WebSocketClient|ClientWebSocket|SmtpClient|SocketsHttpHandler|",
                 r"TlsChannelCredentials|\bTcpClient\b|openConnection|MqttClient|ConnectionFactory|\bengine\s*\{|\bhttps\s*\{|",
-                r"TLSConfig|SSLSocketFactory|getSocketFactory|ConnectAsync|BaseAddress|SmtpTransport|LdapConnection"
+                r"TLSConfig|SSLSocketFactory|getSocketFactory|ConnectAsync|BaseAddress|SmtpTransport|LdapConnection|",
+                r"tls\.connect\s*\(|https\.(?:request|get|Agent)\b|\baxios\b|Net::HTTP|stream_socket_client|curl_init|Faraday"
             ))
             .ok()
         });

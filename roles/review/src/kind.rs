@@ -67,6 +67,11 @@ impl Kind {
         NAMES.iter().find(|(n, _)| *n == name).map(|(_, k)| *k)
     }
 
+    /// The names that [`Kind::parse`] knows.
+    pub(crate) fn names() -> String {
+        NAMES.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ")
+    }
+
     /// In lower case.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(_, k)| *k == self).map_or("", |(n, _)| n)
@@ -114,13 +119,18 @@ impl Kind {
             "ts" | "tsx" | "mts" | "cts" => Kind::TypeScript,
             "rs" => Kind::Rust,
             "c" => Kind::C,
-            "h" | "cc" | "cpp" | "cxx" | "hh" | "hpp" | "hxx" | "inl" | "ipp" => Kind::Cpp,
+            "h" | "cc" | "cpp" | "cxx" | "hh" | "hpp" | "hxx" | "inl" | "ipp" | "tpp" | "ino"
+            | "pde" | "mm" | "cu" => Kind::Cpp,
             "rb" | "rake" | "ru" => Kind::Ruby,
             "php" | "phps" | "php3" | "php4" | "php5" | "php7" | "php8" | "phtml" | "inc" => {
                 Kind::Php
             }
-            "yaml" | "yml" => Kind::Yaml,
-            "tpl" | "tmpl" | "tmp" | "j2" | "template" | "erb" if !stem.is_empty() => {
+            // Jsonnet and CUE write what YAML says with the same keys.
+            "yaml" | "yml" | "jsonnet" | "libsonnet" | "cue" => Kind::Yaml,
+            "tpl" | "tmpl" | "tmp" | "j2" | "template" | "erb" | "tftpl" | "ctmpl" | "gotmpl"
+            | "jinja" | "jinja2" | "mustache" | "hbs"
+                if !stem.is_empty() =>
+            {
                 return Self::of(stem, text).or_else(by_text).or(Some(Kind::Yaml));
             }
             // A file of that kind for one place or as a pattern: `site.conf.dev`, `application.yml.sample`.
@@ -130,20 +140,30 @@ impl Kind {
             {
                 return Self::of(stem, text);
             }
+            // Kubernetes knows its objects in both forms, and so do the rules.
+            "json" | "jsonc" | "json5" if is_kubernetes(text) => Kind::Yaml,
             "json" | "jsonc" | "json5" => Kind::Json,
             "toml" => Kind::Toml,
-            "properties" | "env" | "cnf" | "ini" => Kind::Properties,
+            "properties" | "env" | "cnf" | "ini" | "ovpn" | "hocon" => Kind::Properties,
+            // Postfix, and dot files of tools.
+            "cf" | "curlrc" | "wgetrc" | "npmrc" | "netrc" | "gitconfig" => Kind::Properties,
             "xml" => Kind::Xml,
-            "tf" | "tfvars" | "hcl" => Kind::Terraform,
-            "sh" | "bash" | "zsh" | "ksh" => Kind::Shell,
-            "service" | "socket" | "timer" => Kind::Systemd,
+            "tf" | "tfvars" | "hcl" | "nomad" | "alloy" | "river" => Kind::Terraform,
+            "sh" | "bash" | "zsh" | "ksh" | "fish" | "command" | "ps1" | "bat" | "cmd" | "mk" => {
+                Kind::Shell
+            }
+            "service" | "socket" | "timer" | "container" => Kind::Systemd,
+            "kubeconfig" => Kind::Yaml,
             "dockerfile" | "containerfile" => Kind::Dockerfile,
             _ if lower.contains("dockerfile") => Kind::Dockerfile,
             "caddyfile" | "caddyfiletest" => Kind::Caddy,
-            "conf" | "cfg" | "vhost" | "htaccess" | "nginx" | "apache" => {
+            "conf" if path.contains(".service.d/") => Kind::Systemd,
+            "conf" | "cfg" | "vhost" | "htaccess" | "nginx" | "apache" | "config" => {
                 return by_text().or(match lower.as_str() {
                     n if n.contains("nginx") => Some(Kind::Nginx),
-                    n if n.contains("httpd") || n.contains("apache") => Some(Kind::Apache),
+                    n if n.contains("httpd") && !n.contains("lighttpd") || n.contains("apache") => {
+                        Some(Kind::Apache)
+                    }
                     n if n.contains("haproxy") => Some(Kind::HaProxy),
                     _ => Some(Kind::Properties),
                 });
@@ -154,6 +174,12 @@ impl Kind {
             _ if lower.contains("caddyfile") => Kind::Caddy,
             _ if lower.starts_with(".env") => Kind::Properties,
             _ if matches!(lower.as_str(), "gemfile" | "rakefile" | "puma.rb") => Kind::Ruby,
+            _ if ["makefile", "jenkinsfile", "justfile"]
+                .iter()
+                .any(|n| lower.ends_with(n) || lower.starts_with(n)) =>
+            {
+                Kind::Shell
+            }
             _ if lower.contains("haproxy") => Kind::HaProxy,
             // Annotations of ingress-nginx.
             _ if lower.starts_with("nginx") || lower.ends_with("-snippet") => Kind::Nginx,
@@ -165,24 +191,45 @@ impl Kind {
                 l if l.contains("sh") => Kind::Shell,
                 _ => return None,
             },
-            // nginx and Apache sites have names without extensions.
-            "" => return by_text(),
-            _ => return None,
+            // Documentation shows what it warns of.
+            "md" | "markdown" | "mdx" | "rst" | "adoc" | "txt" | "html" | "htm" | "tex" | "log"
+            | "csv" | "diff" | "patch" | "svg" | "css" | "lock" => return None,
+            // Sites of nginx and Apache have the names of hosts, or none that says anything.
+            _ => return by_text(),
         })
     }
 }
 
-/// Which server a configuration file is for, by words that only it uses.
-fn configuration(text: &str) -> Option<Kind> {
-    let head: String = text.chars().take(64 << 10).collect();
-    let has = |words: &[&str]| words.iter().any(|w| head.contains(w));
-    let line = |words: &[&str]| {
-        head.lines().any(|l| {
-            let l = l.trim_start();
-            words.iter().any(|w| l.starts_with(w))
+/// Whether a text is an object of Kubernetes, in whatever notation.
+fn is_kubernetes(text: &str) -> bool {
+    let key = |line: &str, name: &str| {
+        let line = line.trim_start_matches([' ', '\t', '-', '{', '"', '\'']);
+        line.strip_prefix(name).is_some_and(|rest| {
+            rest.trim_start_matches(['"', '\'']).trim_start().starts_with([':', '='])
         })
     };
-    if line(&[
+    let mut lines = text.lines().take(MOST_LINES);
+    text.contains("apiVersion")
+        && lines.any(|l| key(l, "apiVersion"))
+        && text.lines().take(MOST_LINES).any(|l| key(l, "kind"))
+}
+
+/// As far as a text is looked at to see what it is.
+const MOST_LINES: usize = 2000;
+
+/// What a configuration file is for, by words that only one kind of it uses.
+fn configuration(text: &str) -> Option<Kind> {
+    let lines = || text.lines().take(MOST_LINES).map(str::trim_start);
+    let any = |is: &dyn Fn(&str) -> bool| lines().any(is);
+    let begins = |words: &[&str]| any(&|l| words.iter().any(|w| l.starts_with(w)));
+    // A directive of nginx ends with a semicolon, or opens a block.
+    let directive = |words: &[&str], end: &[char]| {
+        any(&|l| words.iter().any(|w| l.starts_with(w)) && l.trim_end().ends_with(end))
+    };
+    if text.trim_start().starts_with("<?xml") {
+        return Some(Kind::Xml);
+    }
+    if begins(&[
         "SSLVerifyClient",
         "SSLEngine",
         "<VirtualHost",
@@ -192,19 +239,54 @@ fn configuration(text: &str) -> Option<Kind> {
     ]) {
         return Some(Kind::Apache);
     }
-    if line(&[
-        "ssl_verify_client",
-        "ssl_certificate",
-        "proxy_pass",
-        "grpc_pass",
-        "server {",
-        "server{",
-        "upstream ",
-    ]) {
+    // SPIRE, Vault, Consul and Nomad write HCL; `server {` is not theirs alone.
+    if begins(&["plugins {", "listener \"", "trust_domain", "ports {"])
+        && text.contains('{')
+        && text.contains('=')
+    {
+        return Some(Kind::Terraform);
+    }
+    // Behind a semicolon there may be a comment.
+    let nginx = |l: &str| {
+        const WORDS: [&str; 6] = [
+            "ssl_verify_client",
+            "ssl_certificate",
+            "proxy_pass ",
+            "proxy_ssl_",
+            "grpc_pass ",
+            "proxy_set_header ",
+        ];
+        WORDS.iter().any(|w| l.starts_with(w)) && l.contains(';')
+    };
+    if any(&nginx)
+        || directive(&["server {", "server{", "upstream ", "location "], &['{'])
+        || any(&|l| l == "server")
+    {
         return Some(Kind::Nginx);
     }
-    if line(&["frontend ", "backend ", "listen "]) && has(&["bind ", "server ", "mode "]) {
+    let section = |l: &str| {
+        let mut words = l.split_whitespace();
+        matches!(words.next(), Some("frontend" | "backend" | "listen")) && words.next().is_some()
+    };
+    if any(&section) && begins(&["bind ", "server ", "mode "]) {
         return Some(Kind::HaProxy);
+    }
+    let words = [
+        "reverse_proxy ",
+        "client_auth {",
+        "tls_insecure_skip_verify",
+        "handle_path ",
+        "file_server",
+    ];
+    if begins(&words) && any(&|l| l.trim_end().ends_with('{')) {
+        return Some(Kind::Caddy);
+    }
+    if is_kubernetes(text) || begins(&["static_resources:"]) {
+        return Some(Kind::Yaml);
+    }
+    // The terms of Erlang, in which RabbitMQ and EMQX are configured.
+    if begins(&["[{rabbit", "{rabbit", "{ssl_options", "{ssl_listeners"]) {
+        return Some(Kind::Properties);
     }
     None
 }

@@ -26,6 +26,19 @@ pub(crate) fn comments(kind: Kind, text: &str) -> Vec<Range<usize>> {
     }
 }
 
+/// The ends of lines that go on in the next one, with the backslash that says so.
+pub(crate) fn continuations(kind: Kind, text: &str) -> Vec<Range<usize>> {
+    if !matches!(kind, Kind::Shell | Kind::Dockerfile | Kind::Systemd | Kind::Yaml) {
+        return Vec::new();
+    }
+    let end = |(i, _): (usize, &str)| {
+        let after = text[i + 1..].bytes().take_while(|b| matches!(b, b' ' | b'\t' | b'\r')).count();
+        let newline = i + 1 + after;
+        (text.as_bytes().get(newline) == Some(&b'\n')).then_some(i..newline + 1)
+    };
+    text.match_indices('\\').filter_map(end).collect()
+}
+
 /// `#` outside of quotes, at the start of a line or behind a blank; `;` and `!` in properties.
 fn hashes(text: &str, kind: Kind) -> Vec<Range<usize>> {
     let mut out = Vec::new();
@@ -33,7 +46,8 @@ fn hashes(text: &str, kind: Kind) -> Vec<Range<usize>> {
     for line in text.split_inclusive('\n') {
         let bare = line.trim_start();
         let whole = bare.starts_with('#')
-            || kind == Kind::Properties && (bare.starts_with('!') || bare.starts_with(';'));
+            || kind == Kind::Properties && (bare.starts_with('!') || bare.starts_with(';'))
+            || kind == Kind::Shell && is_remark(bare);
         if whole {
             // What a shebang or a Dockerfile's syntax line says is nothing to find.
             out.push(start..start + line.trim_end_matches('\n').len());
@@ -57,6 +71,12 @@ fn hashes(text: &str, kind: Kind) -> Vec<Range<usize>> {
         start += line.len();
     }
     out
+}
+
+/// Comments of Windows' command files.
+fn is_remark(line: &str) -> bool {
+    let word = line.split_whitespace().next().unwrap_or_default();
+    line.starts_with("::") || ["rem", "@rem"].iter().any(|r| word.eq_ignore_ascii_case(r))
 }
 
 /// `//` and `/* */` outside of strings, as JSON with comments has them.
@@ -127,6 +147,12 @@ pub(crate) fn document(kind: Kind, text: &str, at: &Range<usize>) -> Range<usize
     start..end
 }
 
+/// Whether two lines, from 1, belong to the same document of a YAML stream.
+pub(crate) fn same_document(text: &str, a: usize, b: usize) -> bool {
+    let (first, last) = (a.min(b), a.max(b));
+    !text.lines().take(last).skip(first).any(|l| l.starts_with("---"))
+}
+
 /// The innermost block around a match.
 pub(crate) fn block(kind: Kind, text: &str, at: &Range<usize>) -> Option<Range<usize>> {
     match kind {
@@ -134,8 +160,12 @@ pub(crate) fn block(kind: Kind, text: &str, at: &Range<usize>) -> Option<Range<u
         Kind::HaProxy => Some(section(text, at)),
         Kind::Apache => enclosing_element(text, at),
         Kind::Xml => Some(tag(text, at)),
-        Kind::Properties | Kind::Shell | Kind::Dockerfile | Kind::Systemd => None,
-        Kind::Toml => Some(table(text, at)),
+        Kind::Shell | Kind::Dockerfile => None,
+        // Among them are formats with braces, and those with `[sections]`.
+        Kind::Properties => braces(text, at).or_else(|| {
+            text.lines().any(|l| l.trim_start().starts_with('[')).then(|| table(text, at))
+        }),
+        Kind::Systemd | Kind::Toml => Some(table(text, at)),
         _ => braces(text, at),
     }
 }
@@ -230,8 +260,64 @@ fn key_of(line: &str) -> String {
     key.trim().trim_matches(['"', '\'']).to_owned()
 }
 
-/// The keys that lead to a place in YAML, outermost first, its own last: `spec.mtls.mode`.
-pub(crate) fn keys(text: &str, at: usize) -> String {
+/// The keys that lead to a place, outermost first, its own last: `spec.mtls.mode`.
+pub(crate) fn keys(kind: Kind, text: &str, at: usize) -> String {
+    match kind {
+        Kind::Yaml => yaml_keys(text, at),
+        Kind::Toml | Kind::Systemd => {
+            let head = &text[table(text, &(at..at)).start..at];
+            let title = head.lines().next().unwrap_or_default().trim();
+            let title = title.strip_prefix('[').map(|t| t.split(']').next().unwrap_or_default());
+            let title = title.map(|t| t.trim_matches(['[', ' '])).unwrap_or_default();
+            let own = brace_keys(head, text, at);
+            [title, &own].iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>().join(".")
+        }
+        _ => brace_keys(&text[..at], text, at),
+    }
+}
+
+/// What stands before the braces that are open at the end of `head`, and the key on the line of `at`.
+fn brace_keys(head: &str, text: &str, at: usize) -> String {
+    let mut open: Vec<&str> = Vec::new();
+    let mut since = 0;
+    let mut quote = false;
+    let bytes = head.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        match bytes[i] {
+            b'\\' if quote => i += 1,
+            b'"' => quote = !quote,
+            b'\n' => {
+                quote = false;
+                since = i + 1;
+            }
+            _ if quote => {}
+            b'{' => {
+                open.push(&head[since..i]);
+                since = i + 1;
+            }
+            b'}' => {
+                open.pop();
+                since = i + 1;
+            }
+            b',' | b';' | b'[' | b']' => since = i + 1,
+            _ => {}
+        }
+        i += 1;
+    }
+    let line_end = text[at..].find('\n').map_or(text.len(), |n| at + n);
+    let start = at - (head.len() - since.min(head.len()));
+    let own = text[start..line_end].trim_start();
+    let own = own.split([':', '=', '{', ' ']).next().unwrap_or_default();
+    let mut out: Vec<String> = Vec::new();
+    for part in open.into_iter().chain([own]) {
+        let words = part.split([' ', '\t', ':', '=']).map(|w| w.trim_matches(['"', '\'']));
+        out.extend(words.filter(|w| !w.is_empty()).map(str::to_owned));
+    }
+    out.join(".")
+}
+
+fn yaml_keys(text: &str, at: usize) -> String {
     let line_start = text[..at].rfind('\n').map_or(0, |i| i + 1);
     let line_end = text[at..].find('\n').map_or(text.len(), |i| at + i);
     let own = &text[line_start..line_end];
@@ -319,11 +405,14 @@ fn lines_between(text: &str, at: &Range<usize>, begins: impl Fn(&str) -> bool) -
     start..end
 }
 
-/// `<VirtualHost …>` to its end.
+/// `<VirtualHost …>` to its end; where there is none, `<Location …>` and the like.
 fn enclosing_element(text: &str, at: &Range<usize>) -> Option<Range<usize>> {
-    let start = text[..at.start].rfind("<VirtualHost")?;
-    let end = text[start..].find("</VirtualHost>").map_or(text.len(), |i| start + i);
-    (end >= at.end).then_some(start..end)
+    ["VirtualHost", "Location", "LocationMatch", "Directory", "Proxy"].iter().find_map(|name| {
+        let start = text[..at.start].rfind(&format!("<{name} "))?;
+        let close = format!("</{name}>");
+        let end = text[start..].find(&close).map_or(text.len(), |i| start + i);
+        (end >= at.end).then_some(start..end)
+    })
 }
 
 /// The XML tag around a match, from `<` to `>`.
@@ -331,91 +420,4 @@ pub(crate) fn tag(text: &str, at: &Range<usize>) -> Range<usize> {
     let start = text[..at.start].rfind('<').unwrap_or(0);
     let end = text[at.end..].find('>').map_or(text.len(), |i| at.end + i + 1);
     start..end
-}
-
-/// Files that a script writes: `cat > peer.yaml <<EOF`, `kubectl apply -f - <<EOF`; with the line on which they begin.
-pub(crate) fn heredocs(text: &str) -> Vec<(String, String, usize)> {
-    let lines: Vec<&str> = text.lines().collect();
-    let mut out = Vec::new();
-    let mut i = 0;
-    while i < lines.len() {
-        let line = lines[i];
-        i += 1;
-        let Some((before, after)) = line.split_once("<<").filter(|(_, a)| !a.starts_with('<'))
-        else {
-            continue;
-        };
-        let word = after.trim_start_matches(['-', '~']).trim_start();
-        let word: String = word
-            .trim_start_matches(['"', '\'', '\\'])
-            .chars()
-            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
-            .collect();
-        let Some(length) = lines[i..].iter().position(|l| l.trim() == word) else { continue };
-        if word.is_empty() {
-            continue;
-        }
-        let body: String = lines[i..i + length].iter().map(|l| format!("{l}\n")).collect();
-        let rest = after.split_once(word.as_str()).map_or("", |(_, rest)| rest);
-        let named = [before, rest].into_iter().find_map(|part| {
-            let (_, target) = part
-                .rsplit_once(['>', ' '])
-                .filter(|_| part.contains(['>']) || part.contains("tee "))?;
-            let name = target.trim().trim_matches(['"', '\'', ';', '{']);
-            name.contains('.').then(|| name.rsplit('/').next().unwrap_or_default().to_owned())
-        });
-        let name = named.unwrap_or_else(|| {
-            let name = if body.contains("apiVersion:") { "applied.yaml" } else { "" };
-            name.to_owned()
-        });
-        if !name.is_empty() {
-            out.push((name, body, i + 1));
-        }
-        i += length + 1;
-    }
-    out
-}
-
-/// Files within a YAML file: block scalars whose key is a file's name. `(name, text, line of its first line)`.
-pub(crate) fn embedded(text: &str) -> Vec<(String, String, usize)> {
-    let mut out = Vec::new();
-    let lines: Vec<&str> = text.lines().collect();
-    let mut i = 0;
-    while i < lines.len() {
-        let line = lines[i];
-        let bare = line.trim_end();
-        let header = bare.rsplit_once(':').filter(|(_, v)| {
-            let v = v.trim();
-            v.starts_with('|') && v.len() <= 3
-        });
-        let Some((key, _)) = header else {
-            i += 1;
-            continue;
-        };
-        let key = key.trim().trim_start_matches("- ").trim_matches(['"', '\'']);
-        let depth = line.len() - line.trim_start().len();
-        let mut body = Vec::new();
-        let mut j = i + 1;
-        while j < lines.len() {
-            let deep = lines[j].len() - lines[j].trim_start().len();
-            if !lines[j].trim().is_empty() && deep <= depth {
-                break;
-            }
-            body.push(lines[j]);
-            j += 1;
-        }
-        if key.contains('.') && !key.contains(' ') && !body.is_empty() {
-            let cut = body
-                .iter()
-                .filter(|l| !l.trim().is_empty())
-                .map(|l| l.len() - l.trim_start().len())
-                .min()
-                .unwrap_or(0);
-            let text: String =
-                body.iter().map(|l| format!("{}\n", l.get(cut..).unwrap_or_default())).collect();
-            out.push((key.to_owned(), text, i + 2));
-        }
-        i = j;
-    }
-    out
 }

@@ -7,6 +7,7 @@
 mod archive;
 mod engine;
 mod gate;
+mod inner;
 mod issue;
 mod kind;
 mod layout;

@@ -1,15 +1,18 @@
 //! Which words a text must hold for a pattern to match at all. One pass for all words of all patterns tells
 //! nearly every file to be of no interest, long before anything is parsed.
 
-use aho_corasick::{AhoCorasick, AhoCorasickBuilder, MatchKind};
-use regex_syntax::hir::{Hir, HirKind};
+use std::collections::HashMap;
+
+use aho_corasick::{AhoCorasick, AhoCorasickBuilder, AhoCorasickKind, MatchKind};
+use regex_syntax::hir::{Class, Hir, HirKind};
 
 /// Shorter words are in every file.
 const SHORTEST: usize = 4;
 /// Most words for one pattern; beyond that it is tried itself.
 const MOST: usize = 64;
 
-/// Words of which at least one is in every text that the pattern matches; `None` if there are no such words.
+/// Words of which at least one is, in whatever case, in every text that the pattern matches; `None` if there are no
+/// such words.
 fn required(hir: &Hir) -> Option<Vec<Vec<u8>>> {
     match hir.kind() {
         HirKind::Literal(l) if l.0.len() >= SHORTEST => Some(vec![l.0.to_vec()]),
@@ -18,7 +21,8 @@ fn required(hir: &Hir) -> Option<Vec<Vec<u8>>> {
         HirKind::Concat(parts) => {
             // Of several parts that must be there, the one with the longest words tells the most.
             let shortest = |words: &Vec<Vec<u8>>| words.iter().map(Vec::len).min().unwrap_or(0);
-            parts.iter().filter_map(required).max_by_key(shortest)
+            let whole = runs(parts).into_iter().map(|run| vec![run]);
+            parts.iter().filter_map(required).chain(whole).max_by_key(shortest)
         }
         HirKind::Alternation(branches) => {
             let mut all = Vec::new();
@@ -31,60 +35,109 @@ fn required(hir: &Hir) -> Option<Vec<Vec<u8>>> {
     }
 }
 
-/// Tells which of many patterns can match a text.
+/// Words that parts which follow one another spell: where case does not matter each letter is a part of its own.
+fn runs(parts: &[Hir]) -> Vec<Vec<u8>> {
+    let mut out = vec![Vec::new()];
+    for part in parts {
+        match (part.kind(), out.last_mut()) {
+            (HirKind::Literal(l), Some(run)) => run.extend_from_slice(&l.0),
+            (HirKind::Class(class), Some(run)) => match letter(class) {
+                Some(letter) => run.push(letter),
+                None => out.push(Vec::new()),
+            },
+            // What is at a boundary is nothing in between.
+            (HirKind::Look(_), _) => {}
+            _ => out.push(Vec::new()),
+        }
+    }
+    out.retain(|run| run.len() >= SHORTEST);
+    out
+}
+
+/// The letter that a class is, large or small. Two letters beyond ASCII that are folded to one of it are left out:
+/// nobody writes code with them.
+fn letter(class: &Class) -> Option<u8> {
+    let mut ascii = Vec::new();
+    match class {
+        Class::Unicode(c) => {
+            for r in c.ranges().iter().filter(|r| r.start().is_ascii()) {
+                ascii.push((r.start() as u32, r.end() as u32));
+            }
+        }
+        Class::Bytes(c) => {
+            for r in c.ranges() {
+                ascii.push((u32::from(r.start()), u32::from(r.end())));
+            }
+        }
+    }
+    let [(large, a), (small, b)] = ascii[..] else { return None };
+    let same = large == a && small == b && large + 32 == small;
+    u8::try_from(small).ok().filter(|l| same && l.is_ascii_lowercase())
+}
+
+/// Tells which of many shapes can match a text. A shape asks for several patterns at once, and for each that has
+/// words one of them must be there.
 pub(crate) struct Words {
     automaton: Option<AhoCorasick>,
-    /// By word: the patterns that it is one of the words of.
-    patterns: Vec<Vec<usize>>,
-    /// Those without words: they may match anything.
-    always: Vec<usize>,
-    count: usize,
+    /// By word: what is asked for that it answers.
+    answers: Vec<Vec<usize>>,
+    /// By what is asked for: the shape.
+    asked: Vec<usize>,
+    /// By shape: how much it asks for.
+    needed: Vec<usize>,
 }
 
 impl Words {
-    /// Each of several patterns that must all match; the first that has words stands for them.
-    pub(crate) fn new<'a, P: Iterator<Item = &'a str>>(patterns: impl Iterator<Item = P>) -> Self {
-        let mut words: Vec<Vec<u8>> = Vec::new();
-        let mut owners: Vec<Vec<usize>> = Vec::new();
-        let mut always = Vec::new();
-        let mut count = 0;
-        for (i, mut all) in patterns.enumerate() {
-            count = i + 1;
-            let found =
-                all.find_map(|p| regex_syntax::parse(p).ok().and_then(|hir| required(&hir)));
-            let Some(found) = found else {
-                always.push(i);
-                continue;
-            };
-            for word in found {
-                match words.iter().position(|w| *w == word) {
-                    Some(at) => owners[at].push(i),
-                    None => {
-                        words.push(word);
-                        owners.push(vec![i]);
-                    }
+    /// Of shapes, each with the patterns that must all match.
+    pub(crate) fn new<'a, P: Iterator<Item = &'a str>>(shapes: impl Iterator<Item = P>) -> Self {
+        let mut words: HashMap<Vec<u8>, usize> = HashMap::new();
+        let mut texts = Vec::new();
+        let mut answers: Vec<Vec<usize>> = Vec::new();
+        let mut asked = Vec::new();
+        let mut needed = Vec::new();
+        for (shape, patterns) in shapes.enumerate() {
+            needed.push(0);
+            for found in patterns.filter_map(|p| required(&regex_syntax::parse(p).ok()?)) {
+                for mut word in found {
+                    word.make_ascii_lowercase();
+                    let at = *words.entry(word).or_insert_with_key(|word| {
+                        texts.push(word.clone());
+                        answers.push(Vec::new());
+                        answers.len() - 1
+                    });
+                    answers[at].push(asked.len());
                 }
+                asked.push(shape);
+                needed[shape] += 1;
             }
         }
-        let automaton =
-            AhoCorasickBuilder::new().match_kind(MatchKind::Standard).build(&words).ok();
-        Self { automaton, patterns: owners, always, count }
+        let automaton = AhoCorasickBuilder::new()
+            .match_kind(MatchKind::Standard)
+            .ascii_case_insensitive(true)
+            // Every byte of every file goes through it.
+            .kind(Some(AhoCorasickKind::DFA))
+            .build(&texts)
+            .ok();
+        Self { automaton, answers, asked, needed }
     }
 
-    /// The patterns that can match `text`, in order.
+    /// The shapes that can match `text`, in order.
     pub(crate) fn candidates(&self, text: &str) -> Vec<usize> {
-        let Some(automaton) = &self.automaton else { return (0..self.count).collect() };
-        let mut seen = vec![false; self.patterns.len()];
+        let Some(automaton) = &self.automaton else { return (0..self.needed.len()).collect() };
+        let mut seen = vec![false; self.answers.len()];
         for found in automaton.find_overlapping_iter(text) {
             seen[found.pattern().as_usize()] = true;
         }
-        let mut out: Vec<usize> = self.always.clone();
+        let mut answered = vec![false; self.asked.len()];
+        let mut missing = self.needed.clone();
         for (word, _) in seen.iter().enumerate().filter(|(_, s)| **s) {
-            out.extend(&self.patterns[word]);
+            for &asked in &self.answers[word] {
+                if !std::mem::replace(&mut answered[asked], true) {
+                    missing[self.asked[asked]] -= 1;
+                }
+            }
         }
-        out.sort_unstable();
-        out.dedup();
-        out
+        (0..missing.len()).filter(|shape| missing[*shape] == 0).collect()
     }
 }
 
@@ -105,11 +158,17 @@ mod tests {
             .into_iter()
             .map(std::iter::once),
         );
-        assert_eq!(words.candidates("InsecureJumpVerify:"), [0, 2, 4]);
-        assert_eq!(words.candidates("a beta_x and long_word"), [1, 2, 3, 4]);
-        assert_eq!(words.candidates(""), [2, 4], "what has no words is always tried");
+        assert_eq!(words.candidates("InsecureJumpVerify:"), [0, 4]);
+        assert_eq!(words.candidates("a beta_x and long_word"), [1, 3, 4]);
+        assert_eq!(words.candidates("WhatEver"), [2, 4]);
+        assert_eq!(words.candidates(""), [4], "what has no words is always tried");
         let words = Words::new([[r"\w+:", r"besides"].into_iter()].into_iter());
         assert!(words.candidates("a: b").is_empty(), "what is asked besides is not there");
         assert_eq!(words.candidates("a: besides"), [0]);
+        let words = Words::new([[r"first\w+", r"(?i)\bsecond_one\b"].into_iter()].into_iter());
+        assert!(
+            words.candidates("first only").is_empty() && words.candidates("SECOND_ONE").is_empty()
+        );
+        assert_eq!(words.candidates("second_One first"), [0]);
     }
 }

@@ -18,7 +18,7 @@ use regex::Regex;
 
 use crate::issue::Issue;
 use crate::rule::Catalogue;
-use certificate::{certificate, request};
+use certificate::{Place, certificate, request, used_as};
 use stores::{is_der_key, is_pkcs12, java_private_keys, pkcs12_has_key};
 
 /// Days.
@@ -138,8 +138,14 @@ pub(crate) fn in_text(
             let (Some(whole), Some(body)) = (found.get(0), found.get(1)) else { continue };
             let Some(der) = der_of(body.as_str()) else { continue };
             if let Ok(cert) = CertInfo::parse(&der) {
-                let (line, _) = lines.at(whole.start());
-                out.extend(certificate(catalogue, path, line, &cert, now));
+                let (line, evidence) = lines.at(whole.start());
+                // In a file of its own it is used as its name says.
+                let used_as = match evidence.trim_start().starts_with("-----BEGIN") {
+                    true => used_as(path.rsplit('/').next().unwrap_or_default()),
+                    false => used_as(evidence),
+                };
+                let place = Place { path, line, used_as };
+                out.extend(certificate(catalogue, place, &cert, now));
                 facts.certificates.push((line, cert));
             }
         }
@@ -182,6 +188,15 @@ pub(crate) fn in_text(
                 continue;
             };
             let inner = String::from_utf8_lossy(&decoded);
+            if let Some(regex) = CERTIFICATE.as_ref().filter(|_| inner.contains("CERTIFICATE-----"))
+            {
+                let (line, whole) = lines.at(found.start());
+                let place = Place { path, line, used_as: used_as(whole) };
+                for body in regex.captures_iter(&inner).take(MOST).filter_map(|c| c.get(1)) {
+                    let cert = der_of(body.as_str()).and_then(|der| CertInfo::parse(&der).ok());
+                    out.extend(cert.iter().flat_map(|c| certificate(catalogue, place, c, now)));
+                }
+            }
             let is_key = KEY
                 .as_ref()
                 .and_then(|r| r.captures(&inner))
@@ -258,7 +273,8 @@ pub(crate) fn in_file(
         }
         [0x30, ..] => {
             if let Ok(cert) = CertInfo::parse(bytes) {
-                out.extend(certificate(catalogue, path, 0, &cert, now));
+                let used_as = used_as(path.rsplit('/').next().unwrap_or_default());
+                out.extend(certificate(catalogue, Place { path, line: 0, used_as }, &cert, now));
                 facts.certificates.push((0, cert));
             } else if let Ok(csr) = RequestFacts::parse(bytes) {
                 out.extend(request(catalogue, path, 0, &csr));

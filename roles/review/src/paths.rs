@@ -22,6 +22,10 @@ impl Source<'_> {
                 if b.arm && !condition.starts_with("case") {
                     out.push_str("case ");
                 }
+                if let Some(subject) = &b.subject {
+                    out.push_str(self.text.get(subject.clone()).unwrap_or_default());
+                    out.push_str(" is ");
+                }
                 out.push_str(condition);
                 out.push('\n');
             }

@@ -109,7 +109,7 @@ impl Project {
         {
             let host = host.trim().trim_matches(['"', '\'']).to_owned();
             let place = Place { path: path.to_owned(), line: first + at };
-            self.plaintext_hosts.entry(host).or_insert(place);
+            keep_first(&mut self.plaintext_hosts, host, place);
         }
         if kind == "NetworkPolicy" {
             let ingress = !text.contains("policyTypes:") || text.contains("Ingress");
@@ -163,13 +163,24 @@ impl Project {
         self.authorized.extend(other.authorized);
         self.selected.extend(other.selected);
         self.workloads.extend(other.workloads);
-        self.plaintext_hosts.extend(other.plaintext_hosts);
+        // Which thread saw a file first must not show: of several places the first one counts.
+        for (host, place) in other.plaintext_hosts {
+            keep_first(&mut self.plaintext_hosts, host, place);
+        }
         self.limited.extend(other.limited);
         self.open.extend(other.open);
         self.material.merge(other.material);
         for (secret, users) in other.mounts {
-            self.mounts.entry(secret).or_default().extend(users);
+            let known = self.mounts.entry(secret).or_default();
+            for (user, place) in users {
+                keep_first(known, user, place);
+            }
         }
+    }
+
+    /// Puts what threads found into the order of the files.
+    pub(crate) fn settle(&mut self) {
+        self.workloads.sort_by(|a, b| (&a.3, &a.1).cmp(&(&b.3, &b.1)));
     }
 
     pub(crate) fn findings(&self, catalogue: &Catalogue) -> Vec<Issue> {
@@ -285,6 +296,13 @@ impl Project {
                 catalogue.issue(rule, &place.path, place.line, name.clone(), what)
             })
             .collect()
+    }
+}
+
+fn keep_first(places: &mut BTreeMap<String, Place>, name: String, place: Place) {
+    let known = places.entry(name).or_insert_with(|| place.clone());
+    if place < *known {
+        *known = place;
     }
 }
 

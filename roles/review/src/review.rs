@@ -15,7 +15,7 @@ use crate::issue::{Issue, fingerprint};
 use crate::kind::Kind;
 use crate::material::{self, Facts};
 use crate::project::Project;
-use crate::rule::Catalogue;
+use crate::rule::{Catalogue, Rule};
 use crate::suppress;
 use crate::walk::{Files, MAX_MATERIAL, MAX_TEXT, base, files, shown};
 
@@ -89,7 +89,8 @@ pub fn review(
             });
         }
     });
-    let (mut report, project) = merged.into_inner().unwrap_or_else(|e| e.into_inner());
+    let (mut report, mut project) = merged.into_inner().unwrap_or_else(|e| e.into_inner());
+    project.settle();
     project.material.raise_keys_of_authorities(&mut report.issues);
     report.issues.extend(project.findings(catalogue));
     report.issues.sort_by(|a, b| {
@@ -130,6 +131,40 @@ impl<'c> Reviewer<'c> {
         let mut facts = Facts::default();
         issues.extend(keys(self.catalogue, path, text, (now, today), &mut facts));
         Ok(issues)
+    }
+
+    /// The examples of the rules that `which` names that are judged otherwise than they say, a line each.
+    pub fn wrong_examples(
+        &self,
+        which: impl Fn(&Rule) -> bool,
+        now: UnixTime,
+        today: &str,
+    ) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for rule in self.catalogue.rules.iter().filter(|r| which(r)) {
+            for (n, example) in rule.examples.iter().enumerate() {
+                let at = format!("{}: example {} ({})", rule.id, n + 1, example.file);
+                let code = example.code.trim_start_matches('\n');
+                let issues = match self.text(&example.file, code, now, today) {
+                    Ok(issues) => issues,
+                    Err(reason) => {
+                        wrong.push(format!("{at}: {reason}"));
+                        continue;
+                    }
+                };
+                let of_class = issues.iter().filter(|i| i.class.name == rule.class.name);
+                let mut lines: Vec<usize> = of_class.map(|i| i.line).collect();
+                lines.sort_unstable();
+                if lines != example.flagged {
+                    let all: Vec<String> =
+                        issues.iter().map(|i| format!("{}:{}", i.rule, i.line)).collect();
+                    let expected = &example.flagged;
+                    wrong
+                        .push(format!("{at}: expected {expected:?}, found {lines:?}, all {all:?}"));
+                }
+            }
+        }
+        wrong
     }
 }
 

@@ -101,6 +101,14 @@ pub(crate) struct Lazy {
     compiled: OnceLock<Option<Regex>>,
 }
 
+/// Most memory, in bytes, that the matcher of one pattern may keep for the states it has seen. There are thousands of
+/// patterns, and few of them look at much text.
+const MATCHER_CACHE: usize = 256 << 10;
+
+fn compile(pattern: &str) -> Result<Regex, regex::Error> {
+    regex::RegexBuilder::new(pattern).dfa_size_limit(MATCHER_CACHE).build()
+}
+
 impl Lazy {
     fn new(text: String) -> Self {
         Self { text, compiled: OnceLock::new() }
@@ -112,7 +120,7 @@ impl Lazy {
 
     /// `None` for what is no regular expression, which [`Catalogue::check`] finds.
     pub(crate) fn get(&self) -> Option<&Regex> {
-        self.compiled.get_or_init(|| Regex::new(&self.text).ok()).as_ref()
+        self.compiled.get_or_init(|| compile(&self.text).ok()).as_ref()
     }
 }
 
@@ -144,14 +152,14 @@ pub(crate) struct Condition {
 }
 
 impl Condition {
-    /// The pattern, if the file cannot but hold what matches it.
+    /// The pattern, if the file cannot but hold what matches it: the scope is one piece of it.
     pub(crate) fn of_text(&self) -> Option<&str> {
         match (&self.pattern, self.scope) {
-            (
-                Pattern::Fixed(p),
-                Scope::File | Scope::Function | Scope::Body | Scope::Before | Scope::After,
-            ) => Some(p.as_str()),
-            _ => None,
+            (_, Scope::Path | Scope::Keys | Scope::Guard | Scope::Gate | Scope::Exits) => None,
+            (_, Scope::Role | Scope::Reach | Scope::Family | Scope::Value) => None,
+            (_, Scope::Reaching | Scope::Then) => None,
+            (Pattern::Fixed(p), _) => Some(p.as_str()),
+            (Pattern::Template(_), _) => None,
         }
     }
 }
@@ -251,18 +259,42 @@ pub struct Catalogue {
     pub rules: Vec<Rule>,
 }
 
+/// The file of the classes, and of what patterns abbreviate.
+const CLASSES: &str = "classes.toml";
+
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ClassesFile {
+    #[serde(default)]
     class: BTreeMap<String, Class>,
+    #[serde(default)]
     macros: BTreeMap<String, String>,
 }
 
 impl Catalogue {
     /// Reads the rules that are built in. A mistake in one is an error of this program, found by its tests.
     pub fn built_in() -> Result<Self, String> {
-        let text = |name: &str| files::FILES.iter().find(|(n, _)| *n == name).map(|(_, t)| *t);
-        let file: ClassesFile = toml::from_str(text("classes.toml").unwrap_or_default())
-            .map_err(|e| format!("classes.toml: {e}"))?;
+        Self::with(&[])
+    }
+
+    /// The rules that are built in and others, each the name of its file (`<class>/<where>-<shape>.toml`) and its
+    /// text. One of a name that there is takes its place. `classes.toml` may add classes and macros. `Err` names the
+    /// file and what is wrong in it.
+    pub fn with(own: &[(String, String)]) -> Result<Self, String> {
+        let mut files: BTreeMap<&str, &str> = files::FILES.iter().copied().collect();
+        let built_in = files.remove(CLASSES).unwrap_or_default();
+        let mut file: ClassesFile =
+            toml::from_str(built_in).map_err(|e| format!("{CLASSES}: {e}"))?;
+        for (name, text) in own {
+            if name == CLASSES {
+                let more: ClassesFile =
+                    toml::from_str(text).map_err(|e| format!("{CLASSES}: {e}"))?;
+                file.class.extend(more.class);
+                file.macros.extend(more.macros);
+            } else {
+                files.insert(name, text);
+            }
+        }
         let mut classes: Vec<&'static Class> = Vec::new();
         for (name, mut class) in file.class {
             class.severity = severity(&class.severity_name)?;
@@ -272,7 +304,7 @@ impl Catalogue {
         }
         classes.sort_by_key(|c| c.step);
         let mut rules = Vec::new();
-        for (name, text) in files::FILES.iter().filter(|(n, _)| n.contains('/')) {
+        for (name, text) in files {
             let id = name.trim_end_matches(".toml");
             let rule =
                 read(id, text, &classes, &file.macros).map_err(|e| format!("{name}: {e}"))?;
@@ -281,10 +313,12 @@ impl Catalogue {
         Ok(Self { classes, rules })
     }
 
-    /// Compiles every regular expression. They are part of this program, so a bad one is found by its tests.
-    pub fn check(&self) -> Result<(), String> {
-        for rule in &self.rules {
+    /// Compiles every regular expression of the rules that `which` names. Those that are part of this program are
+    /// compiled when they are needed, and a bad one is found by its tests.
+    pub fn check(&self, which: impl Fn(&Rule) -> bool) -> Result<(), String> {
+        for rule in self.rules.iter().filter(|r| which(r)) {
             let shapes = rule.shapes.iter();
+            let path = rule.path.iter().map(|p| p.text.clone());
             let conditions = shapes.clone().flat_map(|s| {
                 s.if_.iter().chain(&s.unless).chain(s.except.iter().flatten()).chain(&s.place)
             });
@@ -292,7 +326,7 @@ impl Catalogue {
                 Pattern::Fixed(lazy) => lazy.text.clone(),
                 Pattern::Template(text) => flags(&text.replace("{var}", "x").replace("{cb}", "x")),
             });
-            for text in texts.chain(shapes.map(|s| s.pattern.text.clone())) {
+            for text in texts.chain(path).chain(shapes.map(|s| s.pattern.text.clone())) {
                 Regex::new(&text).map_err(|e| format!("{}: {e}", rule.id))?;
             }
         }
@@ -336,15 +370,17 @@ fn read(
 ) -> Result<Rule, String> {
     let file: RuleFile = toml::from_str(text).map_err(|e| e.to_string())?;
     let class_name = id.split('/').next().unwrap_or_default();
-    let class = classes
-        .iter()
-        .copied()
-        .find(|c| c.name == class_name)
-        .ok_or_else(|| format!("`{class_name}` is not a class"))?;
+    let class = classes.iter().copied().find(|c| c.name == class_name).ok_or_else(|| {
+        let names: Vec<&str> = classes.iter().map(|c| c.name.as_str()).collect();
+        format!("`{class_name}` is not a class; there are {}", names.join(", "))
+    })?;
     let kinds = file
         .kinds
         .iter()
-        .map(|k| Kind::parse(k).ok_or_else(|| format!("`{k}` is not a kind of file")))
+        .map(|k| {
+            let unknown = || format!("`{k}` is not a kind of file; there are {}", Kind::names());
+            Kind::parse(k).ok_or_else(unknown)
+        })
         .collect::<Result<_, _>>()?;
     let shapes = file.shape.into_iter().map(|s| shape(s, macros)).collect::<Result<_, _>>()?;
     Ok(Rule {
@@ -366,8 +402,9 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
     let conditions = |map: BTreeMap<String, OneOrMany>| -> Result<Vec<Condition>, String> {
         let mut out = Vec::new();
         for (scope, patterns) in map {
-            let scope =
-                Scope::parse(&scope).ok_or_else(|| format!("`{scope}` is not a part of a file"))?;
+            let scope = Scope::parse(&scope).ok_or_else(|| {
+                format!("`{scope}` is not a part of a file that a condition can look at")
+            })?;
             for text in patterns.into_vec() {
                 let text = expand(&text, macros);
                 let pattern = if text.contains("{var}") || text.contains("{cb}") {
@@ -459,11 +496,34 @@ fn regex(pattern: &str, macros: &BTreeMap<String, String>) -> Lazy {
 
 /// Replaces `@name@` by what `classes.toml` says it stands for.
 fn expand(pattern: &str, macros: &BTreeMap<String, String>) -> String {
-    let mut out = pattern.to_owned();
-    for (name, text) in macros {
-        out = out.replace(&format!("@{name}@"), &format!("(?:{text})"));
-    }
+    let mut out = String::with_capacity(pattern.len());
+    expand_into(pattern, macros, MACRO_DEPTH, &mut out);
     out
+}
+
+/// How far macros may use one another.
+const MACRO_DEPTH: usize = 8;
+
+fn expand_into(pattern: &str, macros: &BTreeMap<String, String>, depth: usize, out: &mut String) {
+    let mut rest = pattern;
+    while let Some(at) = rest.find('@') {
+        let inner = &rest[at + 1..];
+        let used = inner.split_once('@').and_then(|(name, after)| Some((macros.get(name)?, after)));
+        match used.filter(|_| depth > 0) {
+            Some((text, after)) => {
+                out.push_str(&rest[..at]);
+                out.push_str("(?:");
+                expand_into(text, macros, depth - 1, out);
+                out.push(')');
+                rest = after;
+            }
+            None => {
+                out.push_str(&rest[..=at]);
+                rest = inner;
+            }
+        }
+    }
+    out.push_str(rest);
 }
 
 #[cfg(test)]

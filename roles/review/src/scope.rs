@@ -7,6 +7,10 @@ use std::ops::Range;
 pub(crate) enum Scope {
     /// What matched.
     Match,
+    /// All that matched, where the group `at` is a part of it.
+    Whole,
+    /// What the variable that the group `var` names is made of: what is assigned to it, and what is done with it.
+    Value,
     /// The lines that the match touches.
     Line,
     /// Four lines before and after.
@@ -63,6 +67,8 @@ impl Scope {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "match" => Scope::Match,
+            "whole" => Scope::Whole,
+            "value" => Scope::Value,
             "line" => Scope::Line,
             "around" => Scope::Around,
             "call" => Scope::Call,

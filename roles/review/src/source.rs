@@ -96,14 +96,18 @@ pub(crate) struct Source<'a> {
     pub(crate) code: Cow<'a, str>,
     pub(crate) parts: Parts,
     lines: Vec<usize>,
+    /// Where the lines of `text` begin, which are fewer where some go on in the next one.
+    logical: Vec<usize>,
 }
 
 impl<'a> Source<'a> {
     /// `None` if its grammar gives up on it.
     pub(crate) fn new(path: &'a str, kind: Kind, raw: &'a str) -> Option<Self> {
-        let lines = std::iter::once(0)
-            .chain(raw.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1))
-            .collect();
+        let starts = |text: &str| -> Vec<usize> {
+            let ends = text.bytes().enumerate().filter(|(_, b)| *b == b'\n');
+            std::iter::once(0).chain(ends.map(|(i, _)| i + 1)).collect()
+        };
+        let lines = starts(raw);
         let (parts, comments) = if kind.language().is_some() {
             let parts = syntax::parse(kind, raw)?;
             let comments = parts.comments.clone();
@@ -111,13 +115,19 @@ impl<'a> Source<'a> {
         } else {
             (Parts::default(), layout::comments(kind, raw))
         };
-        let text = blank(raw, &comments);
+        let continued = layout::continuations(kind, raw);
+        let mut text = blank(raw, &comments);
+        let mut logical = lines.clone();
+        if !continued.is_empty() {
+            text = joined(&text, &continued);
+            logical = starts(&text);
+        }
         let code = if parts.strings.is_empty() {
             text.clone()
         } else {
             Cow::Owned(blank(&text, &parts.strings).into_owned())
         };
-        Some(Self { path, kind, raw, text, code, parts, lines })
+        Some(Self { path, kind, raw, text, code, parts, lines, logical })
     }
 
     /// Line and column from 1.
@@ -132,20 +142,12 @@ impl<'a> Source<'a> {
         self.raw.lines().nth(number.saturating_sub(1)).unwrap_or_default()
     }
 
-    /// Whether two lines belong to the same document.
-    pub(crate) fn same_document(&self, a: usize, b: usize) -> bool {
-        let start = |line: usize| {
-            let at = self.lines.get(line.saturating_sub(1)).copied().unwrap_or(0);
-            layout::document(self.kind, &self.text, &(at..at)).start
-        };
-        start(a) == start(b)
-    }
-
     fn line_range(&self, at: &Range<usize>, around: usize) -> Range<usize> {
-        let first = self.lines.partition_point(|l| *l <= at.start).saturating_sub(1 + around);
-        let last = self.lines.partition_point(|l| *l < at.end.max(at.start + 1)) + around;
-        let end = self.lines.get(last).copied().unwrap_or(self.raw.len());
-        self.lines[first]..end.max(self.lines[first])
+        let lines = &self.logical;
+        let first = lines.partition_point(|l| *l <= at.start).saturating_sub(1 + around);
+        let last = lines.partition_point(|l| *l < at.end.max(at.start + 1)) + around;
+        let end = lines.get(last).copied().unwrap_or(self.raw.len());
+        lines[first]..end.max(lines[first])
     }
 
     /// The function around a match; closures belong to the function that they are in.
@@ -176,7 +178,7 @@ impl<'a> Source<'a> {
     ) -> Cow<'_, str> {
         match scope {
             Scope::Path => Cow::Borrowed(self.path),
-            Scope::Keys => Cow::Owned(layout::keys(&self.text, at.start)),
+            Scope::Keys => Cow::Owned(layout::keys(self.kind, &self.text, at.start)),
             Scope::Guard => Cow::Owned(self.guards(at)),
             Scope::Gate => Cow::Owned(self.gate(at)),
             Scope::Family => Cow::Owned(self.family(at)),
@@ -213,8 +215,9 @@ impl<'a> Source<'a> {
             | Scope::Gate
             | Scope::Reach
             | Scope::Family
+            | Scope::Value
             | Scope::Role => return None,
-            Scope::Match => at.clone(),
+            Scope::Match | Scope::Whole => at.clone(),
             Scope::Line => self.line_range(at, 0),
             Scope::Around => {
                 // What the next function does says nothing about this one.
@@ -301,11 +304,20 @@ pub(crate) fn blank<'a>(text: &'a str, ranges: &[Range<usize>]) -> Cow<'a, str> 
     if ranges.is_empty() {
         return Cow::Borrowed(text);
     }
+    spaces(text, ranges, |b| b != b'\n')
+}
+
+/// The same, the ends of lines too.
+fn joined<'a>(text: &str, ranges: &[Range<usize>]) -> Cow<'a, str> {
+    spaces(text, ranges, |_| true)
+}
+
+fn spaces<'a>(text: &str, ranges: &[Range<usize>], replaced: impl Fn(u8) -> bool) -> Cow<'a, str> {
     let mut bytes = text.as_bytes().to_vec();
     for range in ranges {
         let end = range.end.min(bytes.len());
         for b in &mut bytes[range.start.min(end)..end] {
-            if *b != b'\n' {
+            if replaced(*b) {
                 *b = b' ';
             }
         }

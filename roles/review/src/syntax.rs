@@ -25,6 +25,8 @@ pub(crate) struct Branch {
     pub(crate) arm: bool,
     /// Where what happens otherwise begins.
     pub(crate) otherwise: Option<usize>,
+    /// What an arm of Rust's `match` is compared with.
+    pub(crate) subject: Option<Range<usize>>,
 }
 
 /// The parts of a source file.
@@ -100,7 +102,9 @@ fn collect(node: Node<'_>, text: &str, parts: &mut Parts, depth: usize, in_chain
         if let Some(condition) = condition(node) {
             let arm = is_arm(kind);
             let otherwise = node.child_by_field_name("alternative").map(|n| n.start_byte());
-            parts.branches.push(Branch { range: range.clone(), condition, arm, otherwise });
+            let subject = matched(node);
+            let range = range.clone();
+            parts.branches.push(Branch { range, condition, arm, otherwise, subject });
         }
     }
     if depth >= MAX_DEPTH {
@@ -261,11 +265,15 @@ fn is_function(kind: &str) -> bool {
 }
 
 fn function(node: Node<'_>, text: &str) -> Function {
-    let name = node
-        .child_by_field_name("name")
-        .or_else(|| declarator(node))
-        .map(|n| text[n.byte_range()].to_owned())
-        .unwrap_or_default();
+    let name = match node.kind() {
+        // Of closures a part of the signature is called a declarator too.
+        "lambda_expression" => None,
+        "arrow_function" | "function_expression" => {
+            node.child_by_field_name("name").or_else(|| assigned_to(node, text))
+        }
+        _ => node.child_by_field_name("name").or_else(|| declarator(node)),
+    };
+    let name = name.map(|n| text[n.byte_range()].to_owned()).unwrap_or_default();
     let body = node
         .child_by_field_name("body")
         .map(|b| b.start_byte())
@@ -277,6 +285,26 @@ fn function(node: Node<'_>, text: &str) -> Function {
         })
         .unwrap_or(node.start_byte());
     Function { name, range: node.byte_range(), body }
+}
+
+/// The name that a function of JavaScript gets by where it stands: `const f = () => …`, `exports.f = …`.
+fn assigned_to<'t>(node: Node<'t>, text: &str) -> Option<Node<'t>> {
+    let parent = node.parent()?;
+    let target = match parent.kind() {
+        "variable_declarator" => parent.child_by_field_name("name")?,
+        // A field of any other object is set where the code around says, and is part of it.
+        "assignment_expression" => parent
+            .child_by_field_name("left")
+            .filter(|l| text[l.byte_range()].contains("exports."))?,
+        "field_definition" => parent.child_by_field_name("property")?,
+        "public_field_definition" => parent.child_by_field_name("name")?,
+        _ => return None,
+    };
+    match target.kind() {
+        "member_expression" => target.child_by_field_name("property"),
+        "identifier" | "property_identifier" | "private_property_identifier" => Some(target),
+        _ => None,
+    }
 }
 
 /// The name in a C declaration: `static int *f(…)`.
@@ -322,6 +350,10 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
     if !is_branch {
         return None;
     }
+    // The field `value` of an arm is what comes of it.
+    if kind == "match_arm" {
+        return node.child_by_field_name("pattern").map(|c| c.byte_range());
+    }
     if let Some(c) =
         node.child_by_field_name("condition").or_else(|| node.child_by_field_name("value"))
     {
@@ -336,6 +368,12 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
         return node.named_child(1).map(|c| c.byte_range());
     }
     node.named_child(0).map(|c| c.byte_range())
+}
+
+/// What the arms of a `match` are compared with.
+fn matched(node: Node<'_>) -> Option<Range<usize>> {
+    let expression = node.parent().filter(|_| node.kind() == "match_arm")?.parent()?;
+    expression.child_by_field_name("value").map(|v| v.byte_range())
 }
 
 fn is_arm(kind: &str) -> bool {

@@ -86,7 +86,7 @@ impl Threshold {
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ReviewCommand {
     /// Files and directories
-    #[arg(value_name = "PATH", required_unless_present_any = ["list_rules", "explain"])]
+    #[arg(value_name = "PATH", required_unless_present_any = ["list_rules", "explain", "test_rules"])]
     paths: Vec<PathBuf>,
     /// How the review is printed [default: as --output says]
     #[arg(long, value_enum)]
@@ -124,6 +124,12 @@ pub(crate) struct ReviewCommand {
     /// Threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
+    /// Rules of one's own: a directory with files CLASS/NAME.toml; one with a built-in rule's name takes its place
+    #[arg(long, value_name = "DIR")]
+    rules: Option<PathBuf>,
+    /// Judge the examples in the rules of --rules, and nothing else
+    #[arg(long, requires = "rules")]
+    test_rules: bool,
     /// List the rules
     #[arg(long)]
     list_rules: bool,
@@ -143,7 +149,14 @@ struct Outcome {
 
 impl ReviewCommand {
     pub(crate) fn run(self, global: &Global) -> Result<ExitCode, Finding> {
-        let catalogue = Catalogue::built_in().map_err(|e| Finding::new(Code::InternalError, e))?;
+        let own = self.rules.as_deref().map(rules::read).transpose()?.unwrap_or_default();
+        let catalogue = match own.is_empty() {
+            true => Catalogue::built_in().map_err(|e| Finding::new(Code::InternalError, e))?,
+            false => rules::with(&own)?,
+        };
+        if self.test_rules {
+            return rules::test(&catalogue, &own);
+        }
         let format = self.format.unwrap_or(match global.output {
             Format::Json => ReviewFormat::Json,
             Format::Table => ReviewFormat::Table,

@@ -10,11 +10,42 @@ use crate::issue::Issue;
 use crate::rule::Catalogue;
 use crate::source::Context;
 
+/// Where a certificate is, and what for.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) path: &'a str,
+    pub(super) line: usize,
+    pub(super) used_as: UsedAs,
+}
+
+/// What a certificate is used for, as far as its name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UsedAs {
+    /// `ca.crt`: others are checked against it.
+    Anchor,
+    /// `tls.crt`, `server.pem`: somebody presents it.
+    Leaf,
+    /// Nothing tells.
+    Unknown,
+}
+
+/// By the name of a file, or by the key of a line: `tls.crt: LS0t…`.
+pub(super) fn used_as(name: &str) -> UsedAs {
+    let head = name.split([':', '=']).next().unwrap_or_default().to_ascii_lowercase();
+    let words = || head.split(|c: char| !c.is_ascii_alphanumeric());
+    let anchors =
+        ["ca", "root", "cabundle", "cacert", "cacerts", "authority", "trust", "truststore"];
+    if words().any(|w| anchors.contains(&w) || w.ends_with("ca") && w.len() < 10) {
+        return UsedAs::Anchor;
+    }
+    let leaves = ["tls", "server", "client", "peer", "localhost"];
+    if words().any(|w| leaves.contains(&w)) { UsedAs::Leaf } else { UsedAs::Unknown }
+}
+
 /// What a certificate in the tree says of the way it was issued.
 pub(super) fn certificate(
     catalogue: &Catalogue,
-    path: &str,
-    line: usize,
+    Place { path, line, used_as }: Place<'_>,
     cert: &CertInfo,
     now: UnixTime,
 ) -> Vec<Issue> {
@@ -63,6 +94,14 @@ pub(super) fn certificate(
             let text = format!("{subject} has {} URI SANs: not an X509-SVID", cert.uri_sans.len());
             say("weak-cert/cert", Severity::Medium, text);
         }
+    } else if used_as == UsedAs::Leaf {
+        say(
+            "weak-cert/cert",
+            Severity::Medium,
+            format!(
+                "{subject} is used as a leaf and is a CA: whoever holds its key can issue certificates"
+            ),
+        );
     } else if cert
         .extended_key_usage
         .as_ref()

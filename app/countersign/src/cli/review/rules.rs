@@ -1,13 +1,88 @@
 //! What the review can find, and each rule's own account of itself.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use countersign_findings::Finding;
-use countersign_review::Catalogue;
+use countersign_keys::read_bounded;
+use countersign_review::{Catalogue, Reviewer, Rule};
+use countersign_tls::current_time;
 use serde_json::{Value, json};
 
-use super::{ReviewFormat, known_id};
+use super::{FINDINGS, ReviewFormat, invalid, known_id};
 use crate::output;
+
+/// Most files of rules in a directory.
+const MOST_FILES: usize = 2000;
+/// Largest file of a rule, in bytes.
+const MAX_RULE: u64 = 1 << 20;
+
+/// A file of a rule: its name below the directory, and its text.
+type RuleFile = (String, String);
+
+/// The rule files below a directory.
+pub(super) fn read(dir: &Path) -> Result<Vec<RuleFile>, Finding> {
+    let mut out = Vec::new();
+    let failed = |path: &Path, e: &dyn std::fmt::Display| {
+        invalid(format!("--rules: {}: {e}", path.display()))
+            .hint("name a directory that holds CLASS/NAME.toml files; docs/review.md says how one is written")
+    };
+    let mut open = vec![(dir.to_owned(), String::new())];
+    while let Some((path, prefix)) = open.pop() {
+        for entry in std::fs::read_dir(&path).map_err(|e| failed(&path, &e))? {
+            let entry = entry.map_err(|e| failed(&path, &e))?;
+            let path = entry.path();
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let kind = entry.file_type().map_err(|e| failed(&path, &e))?;
+            if kind.is_dir() {
+                open.push((path, format!("{name}/")));
+            } else if name.ends_with(".toml") && (name.contains('/') || name == "classes.toml") {
+                if out.len() >= MOST_FILES {
+                    return Err(failed(dir, &format!("more than {MOST_FILES} files")));
+                }
+                let bytes = read_bounded(&path, MAX_RULE).map_err(|e| failed(&path, &e))?;
+                let text = String::from_utf8(bytes).map_err(|e| failed(&path, &e))?;
+                out.push((name, text));
+            }
+        }
+    }
+    if out.is_empty() {
+        return Err(failed(dir, &"no rule in it"));
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// Whether a rule is one of these files.
+fn is_own<'f>(own: &'f [RuleFile]) -> impl Fn(&Rule) -> bool + Copy + 'f {
+    |rule| own.iter().any(|(name, _)| name.strip_suffix(".toml") == Some(&rule.id))
+}
+
+/// The built-in rules and these.
+pub(super) fn with(own: &[RuleFile]) -> Result<Catalogue, Finding> {
+    let wrong = |e: String| invalid(format!("--rules: {e}"));
+    let catalogue = Catalogue::with(own).map_err(wrong)?;
+    catalogue.check(is_own(own)).map_err(wrong)?;
+    Ok(catalogue)
+}
+
+/// Judges the examples of these rules.
+pub(super) fn test(catalogue: &Catalogue, own: &[RuleFile]) -> Result<ExitCode, Finding> {
+    let now = current_time();
+    let today: String = now.to_string().chars().take(10).collect();
+    let wrong = Reviewer::new(catalogue).wrong_examples(is_own(own), now, &today);
+    for line in &wrong {
+        output::line(line)?;
+    }
+    let examples: usize =
+        catalogue.rules.iter().filter(|r| is_own(own)(r)).map(|r| r.examples.len()).sum();
+    output::note(&format!(
+        "{} of {} judged as they say",
+        examples - wrong.len(),
+        output::counted(examples, "example")
+    ));
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
+}
 
 pub(super) fn list(catalogue: &Catalogue, format: ReviewFormat) -> Result<ExitCode, Finding> {
     if format == ReviewFormat::Json {
