@@ -89,7 +89,12 @@ impl<'c> Engine<'c> {
             // Much of what is in an inner file is found in the outer one too.
             settle(&mut out);
         }
-        let same_document = |a, b| kind != Kind::Yaml || layout::same_document(text, a, b);
+        let starts = match kind {
+            Kind::Yaml if !out.is_empty() => layout::documents(text),
+            _ => Vec::new(),
+        };
+        let document = |line: usize| starts.partition_point(|s| *s <= line);
+        let same_document = |a, b| document(a) == document(b);
         suppress::apply(text, &same_document, &mut out, today);
         Ok(out)
     }

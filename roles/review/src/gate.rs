@@ -52,7 +52,14 @@ impl Source<'_> {
             let reference = text[..w.start].ends_with("::");
             let inside = part.start + w.start >= function.range.start
                 && part.start + w.end <= function.range.end;
-            !inside && (reference || matches!(next, Some(b'(' | b'<' | b',' | b')' | b';')))
+            let at = part.start + w.start;
+            // A function of the same name elsewhere is no call of this one.
+            let declares = || {
+                let mut others = self.parts.functions.iter().filter(|f| f.name == function.name);
+                others.any(|f| f.range.start <= at && at < f.body)
+            };
+            let used = reference || matches!(next, Some(b'(' | b'<' | b',' | b')' | b';'));
+            !inside && used && !declares()
         })
     }
 

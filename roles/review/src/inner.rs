@@ -1,5 +1,7 @@
 //! Files within files: what a ConfigMap, a playbook or a script carries is read as what it is.
 
+use std::collections::HashMap;
+
 use crate::kind::Kind;
 
 /// A text in a file, to be read as if it were one of its own.
@@ -189,6 +191,11 @@ fn strings(text: &str, out: &mut Vec<Inner>) {
 /// Files that a script writes: `cat > peer.yaml <<EOF`, `kubectl apply -f - <<EOF`.
 fn heredocs(text: &str, out: &mut Vec<Inner>) {
     let lines: Vec<&str> = text.lines().collect();
+    // Where each line stands that may end one: looking through the rest for every `<<` would be a way to keep this busy.
+    let mut ends: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (i, line) in lines.iter().enumerate().filter(|(_, l)| l.len() < 200) {
+        ends.entry(line.trim()).or_default().push(i);
+    }
     let mut i = 0;
     while i < lines.len() && out.len() < MOST {
         let line = lines[i];
@@ -203,7 +210,9 @@ fn heredocs(text: &str, out: &mut Vec<Inner>) {
             .chars()
             .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
             .collect();
-        let Some(length) = lines[i..].iter().position(|l| l.trim() == word) else { continue };
+        let known = ends.get(word.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let Some(end) = known.get(known.partition_point(|at| *at < i)) else { continue };
+        let length = end - i;
         if word.is_empty() {
             continue;
         }

@@ -147,10 +147,10 @@ pub(crate) fn document(kind: Kind, text: &str, at: &Range<usize>) -> Range<usize
     start..end
 }
 
-/// Whether two lines, from 1, belong to the same document of a YAML stream.
-pub(crate) fn same_document(text: &str, a: usize, b: usize) -> bool {
-    let (first, last) = (a.min(b), a.max(b));
-    !text.lines().take(last).skip(first).any(|l| l.starts_with("---"))
+/// The lines, from 1, on which the documents of a YAML stream begin, but for the first.
+pub(crate) fn documents(text: &str) -> Vec<usize> {
+    let begins = text.lines().enumerate().filter(|(_, l)| l.starts_with("---"));
+    begins.map(|(i, _)| i + 1).collect()
 }
 
 /// The innermost block around a match.

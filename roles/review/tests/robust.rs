@@ -54,7 +54,9 @@ fn piece() -> impl Strategy<Value = String> {
         1 => proptest::sample::select(vec![
             "{".to_owned(), "}".into(), "\"".into(), "'''".into(), "é\u{1f600}".into(), "/*".into(), "---".into(),
             "x.yaml: |".into(), "  key: |".into(), "countersign:allow x until=2020-01-01 reason=y".into(),
-            "-----BEGIN PRIVATE KEY-----".into(), "-----END PRIVATE KEY-----".into(), "{{ x }}".into(), "\r".into(),
+            "-----BEGIN PRIVATE KEY-----".into(), "-----END PRIVATE KEY-----".into(), "{{ x }}".into(), "\r".into(), "\\".into(), "cat > a.yaml <<EOF".into(),
+            "EOF".into(), "  run: |".into(), "- name: A_B".into(), "  value: \"true\"".into(), "ENV A_B=1 \\".into(),
+            "a: \"server {\\n ssl_verify_client optional;\\n proxy_pass x;\\n}\"".into(),
         ]),
     ]
 }
@@ -98,5 +100,23 @@ proptest! {
         };
         let report = countersign_review::review(&CATALOGUE, &options, &|_, _| {}).unwrap();
         prop_assert!(report.issues.iter().all(|i| i.line == 0));
+    }
+}
+
+/// Much of the same is looked through once, not once for each.
+#[test]
+fn repetition_is_no_way_to_keep_it_busy() {
+    for (name, line) in [
+        ("a.sh", "cat <<A\n"),
+        ("a.sh", "x <<EOF \\\n"),
+        ("a.yaml", "  run: |\n"),
+        ("a.yaml", "- name: A_B\n"),
+        ("a.tf", "a = <<E {\n"),
+        ("Dockerfile", "ENV A_B=1 \\\n"),
+        ("unknown", "server {\n"),
+    ] {
+        let text = line.repeat(100_000);
+        let issues = REVIEWER.text(name, &text, UnixTime::default(), "2026-11-22").unwrap();
+        assert!(issues.iter().all(|i| i.line <= 100_000), "{name}");
     }
 }
