@@ -16,10 +16,7 @@ pub(crate) struct Inner {
 
 /// How deep files lie in one another: a script in a workflow that writes a ConfigMap with a site of nginx.
 pub(crate) const DEPTH: usize = 4;
-/// Most texts that are taken out of one.
-const MOST: usize = 500;
-
-/// The texts in a file.
+/// The texts in a file. Together they are no longer than it, whose size is bounded, so none is left out.
 pub(crate) fn inner(kind: Kind, text: &str) -> Vec<Inner> {
     let mut out = Vec::new();
     match kind {
@@ -37,7 +34,6 @@ pub(crate) fn inner(kind: Kind, text: &str) -> Vec<Inner> {
         Kind::Systemd => out.extend(environment(text, systemd_variables)),
         _ => {}
     }
-    out.truncate(MOST);
     out
 }
 
@@ -108,7 +104,7 @@ fn depth_of(line: &str) -> usize {
 fn scalars(text: &str, out: &mut Vec<Inner>) {
     let lines: Vec<&str> = text.lines().collect();
     let mut i = 0;
-    while i < lines.len() && out.len() < MOST {
+    while i < lines.len() {
         let line = lines[i].trim_end();
         // `key: |-`, `- |`.
         let header = line.rsplit_once(' ').filter(|(key, v)| {
@@ -173,7 +169,7 @@ fn beside(lines: &[&str], header: usize) -> Option<String> {
 /// line of the string.
 fn strings(text: &str, out: &mut Vec<Inner>) {
     for (i, line) in text.lines().enumerate() {
-        if line.len() < 40 || out.len() >= MOST || line.matches("\\n").count() < 3 {
+        if line.len() < 40 || line.matches("\\n").count() < 3 {
             continue;
         }
         let Some((key, value)) = line.split_once([':', '=']) else { continue };
@@ -197,7 +193,7 @@ fn heredocs(text: &str, out: &mut Vec<Inner>) {
         ends.entry(line.trim()).or_default().push(i);
     }
     let mut i = 0;
-    while i < lines.len() && out.len() < MOST {
+    while i < lines.len() {
         let line = lines[i];
         i += 1;
         let Some((before, after)) = line.split_once("<<").filter(|(_, a)| !a.starts_with('<'))
