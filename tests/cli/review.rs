@@ -370,6 +370,19 @@ fn rules_of_ones_own_join_the_built_in_ones() {
     let tested = review(&home, &["--rules", rules, "--test-rules"]);
     assert_eq!(tested.status.code(), Some(10));
     assert!(text(&tested.stdout).contains("expected [2], found [1]"), "{}", text(&tested.stdout));
+    // What has no examples was not tested, and what lies elsewhere is no rule.
+    let bare = OWN_RULE.split("[[example]]").next().unwrap();
+    put(&home, "rules/insecure-channel/py-billing.toml", bare);
+    let tested = review(&home, &["--rules", rules, "--test-rules"]);
+    assert_eq!(tested.status.code(), Some(10));
+    let told = text(&tested.stdout);
+    assert!(told.contains("py-billing: no example of the flaw"), "{told}");
+    assert!(told.contains("py-billing: no example of what only looks like it"), "{told}");
+    put(&home, "rules/stray.toml", OWN_RULE);
+    let stray = review(&home, &["--rules", rules, tree]);
+    assert_eq!(stray.status.code(), Some(2));
+    assert!(text(&stray.stderr).contains("stray.toml"), "{}", text(&stray.stderr));
+    std::fs::remove_file(home.path("rules/stray.toml")).unwrap();
     for (text_of, expected) in [
         (OWN_RULE.replace("connect)", "connect"), "py-billing"),
         (OWN_RULE.replace("title", "titel"), "py-billing.toml"),

@@ -16,6 +16,7 @@ pub(crate) struct Inner {
 
 /// How deep files lie in one another: a script in a workflow that writes a ConfigMap with a site of nginx.
 pub(crate) const DEPTH: usize = 4;
+
 /// The texts in a file. Together they are no longer than it, whose size is bounded, so none is left out.
 pub(crate) fn inner(kind: Kind, text: &str) -> Vec<Inner> {
     let mut out = Vec::new();

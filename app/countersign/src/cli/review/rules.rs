@@ -36,7 +36,10 @@ pub(super) fn read(dir: &Path) -> Result<Vec<RuleFile>, Finding> {
             let kind = entry.file_type().map_err(|e| failed(&path, &e))?;
             if kind.is_dir() {
                 open.push((path, format!("{name}/")));
-            } else if name.ends_with(".toml") && (name.contains('/') || name == "classes.toml") {
+            } else if name.ends_with(".toml") {
+                if !name.contains('/') && name != "classes.toml" {
+                    return Err(failed(&path, &"it lies in no directory named after a class"));
+                }
                 if out.len() >= MOST_FILES {
                     return Err(failed(dir, &format!("more than {MOST_FILES} files")));
                 }
@@ -66,7 +69,8 @@ pub(super) fn with(own: &[RuleFile]) -> Result<Catalogue, Finding> {
     Ok(catalogue)
 }
 
-/// Judges the examples of these rules.
+/// Judges the examples of these rules. A rule without an example of the flaw, or of what only looks like it, was not
+/// tested.
 pub(super) fn test(catalogue: &Catalogue, own: &[RuleFile]) -> Result<ExitCode, Finding> {
     let now = current_time();
     let today: String = now.to_string().chars().take(10).collect();
@@ -74,14 +78,23 @@ pub(super) fn test(catalogue: &Catalogue, own: &[RuleFile]) -> Result<ExitCode, 
     for line in &wrong {
         output::line(line)?;
     }
-    let examples: usize =
-        catalogue.rules.iter().filter(|r| is_own(own)(r)).map(|r| r.examples.len()).sum();
+    let (mut examples, mut untested) = (0, false);
+    for rule in catalogue.rules.iter().filter(|r| is_own(own)(r)) {
+        examples += rule.examples.len();
+        for (flaw, what) in [(true, "the flaw"), (false, "what only looks like it")] {
+            if !rule.examples.iter().any(|e| e.flagged.is_empty() != flaw) {
+                output::line(&format!("{}: no example of {what}", rule.id))?;
+                untested = true;
+            }
+        }
+    }
     output::note(&format!(
         "{} of {} judged as they say",
         examples - wrong.len(),
         output::counted(examples, "example")
     ));
-    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
+    let good = wrong.is_empty() && !untested;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(FINDINGS) })
 }
 
 pub(super) fn list(catalogue: &Catalogue, format: ReviewFormat) -> Result<ExitCode, Finding> {
