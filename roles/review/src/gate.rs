@@ -240,6 +240,34 @@ impl Source<'_> {
         })
     }
 
+    /// `network`, `loopback` or both: whom the addresses in the function around a place, else in the file, let in.
+    /// Empty where none is written there.
+    pub(crate) fn address(&self, at: &Range<usize>) -> &'static str {
+        static NETWORK: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(concat!(
+                r#"["'](?:0\.0\.0\.0|\[::\]|::)?:(?:[1-9]\d{1,4}["']|%[dvs]|["']\s*[+,.]|\{|\$)|["'](?:0\.0\.0\.0|\[?::\]?)["':]|"#,
+                r"INADDR_ANY|in6addr_any|IPAddress\.(?:IPv6)?Any\b|ListenAnyIP|UNSPECIFIED|AnyIP\b"
+            ))
+            .ok()
+        });
+        static LOOPBACK: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(concat!(
+                r"127\.0\.0\.1|localhost|\[?::1\]?:|unix:|unix-abstract:|vsock:|bufconn|InProcess|in-process|",
+                r#"(?i:loopback)|\.sock\b|["']unix["']"#
+            ))
+            .ok()
+        });
+        let part = self.function_around(at).map_or(0..self.text.len(), |f| f.range.clone());
+        let text = self.text.get(part).unwrap_or_default();
+        let is = |r: &LazyLock<Option<Regex>>| r.as_ref().is_some_and(|r| r.is_match(text));
+        match (is(&NETWORK), is(&LOOPBACK)) {
+            (true, true) => "network loopback",
+            (true, false) => "network",
+            (false, true) => "loopback",
+            (false, false) => "",
+        }
+    }
+
     /// `server`, `client` or both, as far as the code around a place tells: its function, else its class, else
     /// the file. Empty where nothing tells.
     pub(crate) fn role(&self, at: &Range<usize>) -> &'static str {

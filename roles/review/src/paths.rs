@@ -1,6 +1,9 @@
 //! Which way leads to a place: the branches around it, those before it that leave, and the arms that exclude it.
 
 use std::ops::Range;
+use std::sync::LazyLock;
+
+use regex::Regex;
 
 use crate::scope::innermost;
 use crate::source::{Source, blank};
@@ -26,11 +29,33 @@ impl Source<'_> {
                     out.push_str(self.text.get(subject.clone()).unwrap_or_default());
                     out.push_str(" is ");
                 }
-                out.push_str(condition);
+                match self.whether_there(condition, at) {
+                    Some(made) => out.push_str(&made),
+                    None => out.push_str(condition),
+                }
                 out.push('\n');
             }
         }
         out
+    }
+
+    /// What a condition that is one variable is made of, if that asks whether something is there: a file, a
+    /// setting. Taken for the condition itself.
+    fn whether_there(&self, condition: &str, at: &Range<usize>) -> Option<String> {
+        static ASKS: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(concat!(
+                r#"(?i)exists|is_?file\b|\baccess\s*\(|\bstat\s*\(|[!=]==?\s*(?:""|''|nil\b|null\b|undefined\b|None\b)|"#,
+                r"is\s+not\s+None|&&|\band\b|!!|\bBoolean\s*\(|\bbool\s*\(|is_?(?:null|none|empty)|isset|\.present\?|is_some\("
+            ))
+            .ok()
+        });
+        let name = condition.trim().trim_start_matches("not ").trim_matches(['!', '(', ')', ' ']);
+        if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            return None;
+        }
+        let made = self.value(name, at);
+        let (_, made) = made.trim().split_once('=')?;
+        ASKS.as_ref()?.is_match(made).then(|| made.replace('\n', " "))
     }
 
     /// Conditions under which a match is not reached, as a branch before it has left its function, one a line.

@@ -157,7 +157,7 @@ impl Condition {
         match (&self.pattern, self.scope) {
             (_, Scope::Path | Scope::Keys | Scope::Guard | Scope::Gate | Scope::Exits) => None,
             (_, Scope::Role | Scope::Reach | Scope::Family | Scope::Value) => None,
-            (_, Scope::Reaching | Scope::Then) => None,
+            (_, Scope::Reaching | Scope::Then | Scope::Address) => None,
             (Pattern::Fixed(p), _) => Some(p.as_str()),
             (Pattern::Template(_), _) => None,
         }
@@ -439,19 +439,29 @@ pub(crate) fn flags(pattern: &str) -> String {
 
 /// The same pattern with `\b`, `\w`, `\d` and `\s` of ASCII. Code is written in it, and the fast matchers do not know
 /// where words of Unicode begin: with one letter beyond ASCII in a file they give up in favour of one that takes ten
-/// times as long.
+/// times as long. Between a name and the parenthesis of its call may be a blank, as some write it.
 fn ascii(pattern: &str) -> String {
     let anything = pattern.replace(r"[\s\S]", "(?s:.)");
     let mut out = String::with_capacity(anything.len() * 2);
     let mut chars = anything.chars().peekable();
     let mut depth = 0_usize;
+    // Whether what comes before may be the end of a name.
+    let mut name = false;
     while let Some(c) = chars.next() {
+        let after_name = std::mem::replace(&mut name, !matches!(c, '(' | '|' | '^' | ' '));
         match c {
             '\\' => {
                 let Some(escaped) = chars.next() else {
                     out.push(c);
                     break;
                 };
+                if depth == 0 {
+                    // `\s*` and `\s+`: a blank is part of it.
+                    name = !matches!(escaped, 's' | '(' | '{' | '[' | '.' | 'b' | 'A');
+                    if escaped == '(' && after_name {
+                        out.push_str(" ?");
+                    }
+                }
                 let class = match escaped {
                     'w' => "0-9A-Za-z_",
                     'd' => "0-9",
@@ -482,6 +492,22 @@ fn ascii(pattern: &str) -> String {
             }
             ']' => {
                 depth = depth.saturating_sub(1);
+                out.push(c);
+            }
+            '(' if depth == 0 => {
+                out.push(c);
+                if chars.peek() == Some(&'?') {
+                    // `(?:`, `(?i)`, `(?P<name>`.
+                    for c in chars.by_ref() {
+                        out.push(c);
+                        if matches!(c, ':' | ')' | '>') {
+                            break;
+                        }
+                    }
+                }
+            }
+            '*' | '+' | '?' if depth == 0 => {
+                name = after_name;
                 out.push(c);
             }
             _ => out.push(c),
@@ -538,6 +564,8 @@ mod tests {
         );
         assert_eq!(ascii(r"[^\w.\-\]]\d"), r"[^0-9A-Za-z_.\-\]][0-9]");
         assert_eq!(ascii(r"[]\w][\s\S]*?\\b"), r"[]0-9A-Za-z_](?s:.)*?\\b");
+        assert_eq!(ascii(r"wrap\("), r"wrap ?\(");
+        assert_eq!(ascii(r"(?:a|b)\(\(|x\s*\(|[(]"), r"(?:a|b) ?\(\(|x[\x09-\x0d\x20]*\(|[(]");
         let regex = Regex::new(&flags(r"\bkey\s*:\s*(\w+)")).unwrap();
         assert!(regex.is_match("é key: größe") && !regex.is_match("monkey: x"));
     }

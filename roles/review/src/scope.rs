@@ -55,6 +55,8 @@ pub(crate) enum Scope {
     Family,
     /// `server`, `client` or both, as far as the code around tells.
     Role,
+    /// `network`, `loopback` or both: the addresses in its function.
+    Address,
     /// Conditions of the branches before it that leave: where one of them holds, it is not reached.
     Exits,
     /// The whole file.
@@ -91,6 +93,7 @@ impl Scope {
             "reach" => Scope::Reach,
             "family" => Scope::Family,
             "role" => Scope::Role,
+            "address" => Scope::Address,
             "exits" => Scope::Exits,
             "file" => Scope::File,
             "path" => Scope::Path,

@@ -183,6 +183,7 @@ impl<'a> Source<'a> {
             Scope::Gate => Cow::Owned(self.gate(at)),
             Scope::Family => Cow::Owned(self.family(at)),
             Scope::Role => Cow::Borrowed(self.role(at)),
+            Scope::Address => Cow::Borrowed(self.address(at)),
             Scope::Reach => {
                 let body = self.body(at, callback).or_else(|| self.function(at));
                 Cow::Owned(body.map(|b| self.reach(b)).unwrap_or_default())
@@ -216,7 +217,8 @@ impl<'a> Source<'a> {
             | Scope::Reach
             | Scope::Family
             | Scope::Value
-            | Scope::Role => return None,
+            | Scope::Role
+            | Scope::Address => return None,
             Scope::Match | Scope::Whole => at.clone(),
             Scope::Line => self.line_range(at, 0),
             Scope::Around => {
