@@ -16,16 +16,16 @@ const DEPTH: usize = 2;
 /// How far uses are followed: a local variable on the way is a step of its own.
 const USES: usize = 3;
 /// Most functions that are gathered; a file with more tells nothing definite.
-const MOST: usize = 40;
+pub(crate) const MOST: usize = 40;
 /// In files with more functions than this nobody looks for who calls whom: every pair would have to be compared.
 const MOST_IN_FILE: usize = 600;
 
-fn is_word(b: u8) -> bool {
+pub(crate) fn is_word(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_'
 }
 
 /// Where `name` stands as a word of its own.
-fn words<'t>(text: &'t str, name: &'t str) -> impl Iterator<Item = Range<usize>> + 't {
+pub(crate) fn words<'t>(text: &'t str, name: &'t str) -> impl Iterator<Item = Range<usize>> + 't {
     let bytes = text.as_bytes();
     text.match_indices(name).filter_map(move |(i, m)| {
         let end = i + m.len();
@@ -157,7 +157,7 @@ impl Source<'_> {
         if local.is_empty() { within(0..self.code.len()) } else { local }
     }
 
-    fn function_around(&self, at: &Range<usize>) -> Option<&Function> {
+    pub(crate) fn function_around(&self, at: &Range<usize>) -> Option<&Function> {
         self.parts
             .functions
             .iter()
@@ -238,80 +238,5 @@ impl Source<'_> {
         entities.into_iter().find(|(name, declared)| {
             words(&self.code, name).any(|w| w.start < declared.start || w.end > declared.end)
         })
-    }
-
-    /// `network`, `loopback` or both: whom the addresses in the function around a place, else in the file, let in.
-    /// Empty where none is written there.
-    pub(crate) fn address(&self, at: &Range<usize>) -> &'static str {
-        static NETWORK: LazyLock<Option<Regex>> = LazyLock::new(|| {
-            Regex::new(concat!(
-                r#"["'](?:0\.0\.0\.0|\[::\]|::)?:(?:[1-9]\d{1,4}["']|%[dvs]|["']\s*[+,.]|\{|\$)|["'](?:0\.0\.0\.0|\[?::\]?)["':]|"#,
-                r"INADDR_ANY|in6addr_any|IPAddress\.(?:IPv6)?Any\b|ListenAnyIP|UNSPECIFIED|AnyIP\b"
-            ))
-            .ok()
-        });
-        static LOOPBACK: LazyLock<Option<Regex>> = LazyLock::new(|| {
-            Regex::new(concat!(
-                r"127\.0\.0\.1|localhost|\[?::1\]?:|unix:|unix-abstract:|vsock:|bufconn|InProcess|in-process|",
-                r#"(?i:loopback)|\.sock\b|["']unix["']"#
-            ))
-            .ok()
-        });
-        let part = self.function_around(at).map_or(0..self.text.len(), |f| f.range.clone());
-        let text = self.text.get(part).unwrap_or_default();
-        let is = |r: &LazyLock<Option<Regex>>| r.as_ref().is_some_and(|r| r.is_match(text));
-        match (is(&NETWORK), is(&LOOPBACK)) {
-            (true, true) => "network loopback",
-            (true, false) => "network",
-            (false, true) => "loopback",
-            (false, false) => "",
-        }
-    }
-
-    /// `server`, `client` or both, as far as the code around a place tells: its function, else its class, else
-    /// the file. Empty where nothing tells.
-    pub(crate) fn role(&self, at: &Range<usize>) -> &'static str {
-        static SERVER: LazyLock<Option<Regex>> = LazyLock::new(|| {
-            Regex::new(concat!(
-                r"ServerSocket|\bforServer\s*\(|\bHttps?Server\b|SslContextFactory\.Server|UseClientMode\s*\(\s*false|",
-                r"useClientMode\s*=\s*false|TlsServerCredentials|NettyServerBuilder|\bServerBuilder\b|HttpServerOptions|",
-                r"ServerBootstrap|\bUndertow\b|WebServerFactory|embeddedServer|AuthenticateAsServer|",
-                r"SslServerAuthenticationOptions|\bUseHttps\b|ConfigureHttpsDefaults|HttpsConnectionAdapterOptions|",
-                r"\bclass\s+\w*Server\b|\bTcpListener\b|\bHttpListener\b|TransportListener|NeedClientAuth|WantClientAuth|",
-                r"ClientCertificateRequired|ClientCertificateMode|createSecureServer|https?2?\.createServer\s*\(|",
-                r"tls\.createServer\s*\(|\bSSLServer\b|stream_socket_server|WEBrick"
-            ))
-            .ok()
-        });
-        static CLIENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
-            Regex::new(concat!(
-                r"UseClientMode\s*\(\s*true|useClientMode\s*=\s*true|\bforClient\s*\(|HttpsURLConnection|OkHttp|",
-                r"HttpClient|RestTemplate|WebClient|\bSSLSocketFactory\b|\bcreateSocket\s*\(|SslContextFactory\.Client|",
-                r"ChannelBuilder|\bforAddress\s*\(|AuthenticateAsClient|SslClientAuthenticationOptions|",
-                r"ServicePointManager|HttpWebRequest|WebSocketClient|ClientWebSocket|SmtpClient|SocketsHttpHandler|",
-                r"TlsChannelCredentials|\bTcpClient\b|openConnection|MqttClient|ConnectionFactory|\bengine\s*\{|\bhttps\s*\{|",
-                r"TLSConfig|SSLSocketFactory|getSocketFactory|ConnectAsync|BaseAddress|SmtpTransport|LdapConnection|",
-                r"tls\.connect\s*\(|https\.(?:request|get|Agent)\b|\baxios\b|Net::HTTP|stream_socket_client|curl_init|Faraday"
-            ))
-            .ok()
-        });
-        let parts = [
-            self.function_around(at).map(|f| f.range.clone()),
-            innermost(&self.parts.classes, at),
-            Some(0..self.code.len()),
-        ];
-        let is = |r: &LazyLock<Option<Regex>>, part: Range<usize>| {
-            let text = self.code.get(part).unwrap_or_default();
-            r.as_ref().is_some_and(|r| r.is_match(text))
-        };
-        for part in parts.into_iter().flatten() {
-            match (is(&SERVER, part.clone()), is(&CLIENT, part)) {
-                (true, true) => return "server client",
-                (true, false) => return "server",
-                (false, true) => return "client",
-                (false, false) => {}
-            }
-        }
-        ""
     }
 }

@@ -16,6 +16,7 @@ mod material;
 mod paths;
 mod project;
 mod review;
+mod role;
 mod rule;
 mod scope;
 mod source;
