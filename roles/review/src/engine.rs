@@ -175,10 +175,11 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
                 let raw = source.range(c.scope, &at, callback.clone());
                 part = raw.and_then(|r| source.raw.get(r)).unwrap_or_default().into();
             }
-            match &c.pattern {
+            let matches = match &c.pattern {
                 Pattern::Fixed(regex) => regex.get().is_some_and(|r| r.is_match(&part)),
                 Pattern::Template(text) => names.fill(text).is_some_and(|r| r.is_match(&part)),
-            }
+            };
+            matches != c.negated
         };
         if !shape.if_.iter().all(holds)
             || shape.unless.iter().any(holds)

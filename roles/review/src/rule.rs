@@ -148,12 +148,17 @@ pub(crate) struct Shape {
 #[derive(Debug)]
 pub(crate) struct Condition {
     pub(crate) scope: Scope,
+    /// Whether it holds where the pattern does not match.
+    pub(crate) negated: bool,
     pub(crate) pattern: Pattern,
 }
 
 impl Condition {
     /// The pattern, if the file cannot but hold what matches it: the scope is one piece of it.
     pub(crate) fn of_text(&self) -> Option<&str> {
+        if self.negated {
+            return None;
+        }
         match (&self.pattern, self.scope) {
             (_, Scope::Path | Scope::Keys | Scope::Guard | Scope::Gate | Scope::Exits) => None,
             (_, Scope::Role | Scope::Reach | Scope::Family | Scope::Value) => None,
@@ -402,6 +407,10 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
     let conditions = |map: BTreeMap<String, OneOrMany>| -> Result<Vec<Condition>, String> {
         let mut out = Vec::new();
         for (scope, patterns) in map {
+            let (scope, negated) = match scope.strip_prefix("no ") {
+                Some(scope) => (scope.to_owned(), true),
+                None => (scope, false),
+            };
             let scope = Scope::parse(&scope).ok_or_else(|| {
                 format!("`{scope}` is not a part of a file that a condition can look at")
             })?;
@@ -412,7 +421,7 @@ fn shape(file: ShapeFile, macros: &BTreeMap<String, String>) -> Result<Shape, St
                 } else {
                     Pattern::Fixed(Lazy::new(flags(&text)))
                 };
-                out.push(Condition { scope, pattern });
+                out.push(Condition { scope, negated, pattern });
             }
         }
         Ok(out)
