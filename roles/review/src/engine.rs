@@ -249,7 +249,10 @@ fn issue(rule: &Rule, shape: &Shape, source: &Source<'_>, place: &Range<usize>) 
     if context != Context::Production || guarded_by_environment(source, place) {
         severity = severity.lowered();
     }
-    let edit = shape.replace.as_ref().map(|text| Edit { range: place.clone(), text: text.clone() });
+    // A default of a template stands where the template does.
+    let as_written = source.raw.get(place.clone()) == source.text.get(place.clone());
+    let edit = shape.replace.as_ref().filter(|_| as_written);
+    let edit = edit.map(|text| Edit { range: place.clone(), text: text.clone() });
     Issue {
         message: shape.message.clone().unwrap_or_else(|| rule.title.clone()),
         confidence: shape.confidence.unwrap_or(rule.confidence),

@@ -128,7 +128,8 @@ impl Kind {
             // Jsonnet and CUE write what YAML says with the same keys.
             "yaml" | "yml" | "jsonnet" | "libsonnet" | "cue" => Kind::Yaml,
             "tpl" | "tmpl" | "tmp" | "j2" | "template" | "erb" | "tftpl" | "ctmpl" | "gotmpl"
-            | "jinja" | "jinja2" | "mustache" | "hbs"
+            | "jinja" | "jinja2" | "mustache" | "hbs" | "liquid" | "epp" | "eps" | "njk"
+            | "twig" | "tt"
                 if !stem.is_empty() =>
             {
                 return Self::of(stem, text).or_else(by_text).or(Some(Kind::Yaml));

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::defaults;
 use crate::kind::Kind;
 use crate::layout;
 use crate::scope::{Scope, innermost};
@@ -116,7 +117,7 @@ impl<'a> Source<'a> {
             (Parts::default(), layout::comments(kind, raw))
         };
         let continued = layout::continuations(kind, raw);
-        let mut text = blank(raw, &comments);
+        let mut text = defaults::filled(kind, blank(raw, &comments));
         let mut logical = lines.clone();
         if !continued.is_empty() {
             text = joined(&text, &continued);

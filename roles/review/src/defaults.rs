@@ -1,0 +1,110 @@
+//! What a template or a variable is unless somebody says otherwise: `{{ .Values.x | default "no" }}`, `${X:-no}`. That is
+//! what a configuration file is reviewed for.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use regex::{Captures, Regex};
+
+use crate::kind::Kind;
+
+/// The literal of a default, in quotes or bare.
+const LITERAL: &str = r#"(?:"(?P<Q>[^"\n{}]*)"|'(?P<S>[^'\n{}]*)'|(?P<B>[A-Za-z0-9_./:+-]+))"#;
+
+/// Filters that leave what they are given as it is, as far as a rule looks at it.
+const KEPT: &str = r"(?:\s*\|\s*(?:quote|squote|toString|string|toYaml|lower|int|int64|bool|toBool|trim|trimAll|ternary)\b[^|{}\n]{0,40})*";
+
+static FORMS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
+    let forms = [
+        // `{{ x | default "no" }}`, `{{ x | default('no') }}`, `{{ x | default: 80 }}`.
+        format!(
+            r"\{{\{{-?[^{{}}\n]*?\|\s*d(?:efault)?\s*[:(]?\s*LIT\s*(?:,\s*(?:boolean\s*=\s*)?[Tt]rue\s*)?\)?{KEPT}\s*-?\}}\}}"
+        ),
+        // `{{ default "no" .Values.x }}`.
+        format!(
+            r#"\{{\{{-?\s*\(?\s*default\s+LIT\s+\(?[\w.$]+(?:\s+[\w."$]+)*\)*{KEPT}\s*-?\}}\}}"#
+        ),
+        // `{{ default .Env.X "no" }}`, `{{ getenv "X" "no" }}`.
+        format!(
+            r#"\{{\{{-?\s*(?:default\s+\.[\w.]+|getenv\s+"\w+"|env\.Getenv\s+"\w+")\s+LIT{KEPT}\s*-?\}}\}}"#
+        ),
+        // `${X:-no}`, and what Spring writes, `${X:no}`.
+        r"\$\{[\w.-]+:[-=]?(?P<B>|[^+?{}\n$`][^{}\n$`]*)\}".to_owned(),
+    ];
+    forms.iter().filter_map(|f| Regex::new(&f.replace("LIT", LITERAL)).ok()).collect()
+});
+
+/// A text in which what has a default is that, as long as the text was: blanks fill up, behind the quote that ends it.
+pub(crate) fn filled<'t>(kind: Kind, text: Cow<'t, str>) -> Cow<'t, str> {
+    if kind.language().is_some() || !(text.contains("{{") || text.contains("${")) {
+        return text;
+    }
+    let mut bytes: Option<Vec<u8>> = None;
+    for form in FORMS.iter() {
+        for found in form.captures_iter(&text) {
+            let Some(whole) = found.get(0) else { continue };
+            let value = literal(&found);
+            // Of what is compared with something the name says more, and of a port that is mapped.
+            let after = text[whole.end()..].trim_start_matches(['"', '\'']);
+            if after.starts_with(':')
+                || [" =", " !=", " -eq", " -ne"].iter().any(|o| after.starts_with(o))
+            {
+                continue;
+            }
+            let out = bytes.get_or_insert_with(|| text.as_bytes().to_vec());
+            let quote = text.as_bytes().get(whole.end()).copied();
+            let quoted = matches!(quote, Some(b'"' | b'\''))
+                && text[..whole.start()].ends_with(quote.map_or('"', char::from));
+            let end = whole.end() + usize::from(quoted);
+            let new = value.bytes().chain(quote.filter(|_| quoted)).chain(std::iter::repeat(b' '));
+            for (place, b) in out[whole.start()..end].iter_mut().zip(new) {
+                *place = b;
+            }
+        }
+    }
+    match bytes.map(String::from_utf8) {
+        Some(Ok(filled)) => Cow::Owned(filled),
+        _ => text,
+    }
+}
+
+fn literal<'t>(found: &Captures<'t>) -> &'t str {
+    ["Q", "S", "B"].iter().find_map(|n| found.name(n)).map_or("", |m| m.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(text: &str) -> String {
+        let out = filled(Kind::Yaml, Cow::Borrowed(text)).into_owned();
+        assert_eq!(out.len(), text.len());
+        out.trim_end().to_owned()
+    }
+
+    #[test]
+    fn defaults_take_the_place_of_what_has_one() {
+        assert_eq!(of("verify: {{ .Values.verify | default \"off\" }}"), "verify: off");
+        assert_eq!(of("verify: \"{{ .Values.verify | default false }}\""), "verify: \"false\"");
+        assert_eq!(of("port: {{ port.http | default: 8080 }}"), "port: 8080");
+        assert_eq!(of("x: {{ lookup | default('no') | quote }}"), "x: no");
+        assert_eq!(of("x: {{ default \"no\" .Values.x }}"), "x: no");
+        assert_eq!(of("x: {{ default .Env.X \"no\" }}"), "x: no");
+        assert_eq!(of("days=${DAYS:-3650}"), "days=3650");
+        assert_eq!(of("x: '${TLS:optional}'"), "x: 'optional'");
+    }
+
+    #[test]
+    fn what_has_none_stays_as_it_is() {
+        for text in [
+            "x: {{ .Values.x }}",
+            "${X}",
+            "a ${X:+y}",
+            "{{ if .x }}",
+            "${X:-$Y}",
+            "{{ range default }}",
+        ] {
+            assert_eq!(of(text), text);
+        }
+    }
+}
