@@ -82,7 +82,10 @@ impl Context {
                     | "tutorials"
             )
         };
-        if parts.iter().any(example) { Context::Example } else { Context::Production }
+        // `com/example/…` is the name of a package.
+        let names = |i: usize| i > 0 && matches!(parts[i - 1], "com" | "org" | "net" | "io");
+        let shows = parts.iter().enumerate().any(|(i, d)| example(d) && !names(i));
+        if shows { Context::Example } else { Context::Production }
     }
 }
 
