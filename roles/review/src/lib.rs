@@ -5,7 +5,6 @@
 //! literal, the function, the body of a callback), so that a value made safe two lines later is safe.
 
 mod archive;
-mod defaults;
 mod engine;
 mod gate;
 mod inner;
@@ -15,6 +14,7 @@ mod layout;
 mod literals;
 mod material;
 mod paths;
+mod plain;
 mod project;
 mod review;
 mod role;

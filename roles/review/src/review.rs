@@ -16,6 +16,7 @@ use crate::kind::Kind;
 use crate::material::{self, Facts};
 use crate::project::Project;
 use crate::rule::{Catalogue, Rule};
+use crate::source::Context;
 use crate::suppress;
 use crate::walk::{Files, MAX_MATERIAL, MAX_TEXT, base, files, shown};
 
@@ -177,8 +178,21 @@ fn keys(
     facts: &mut Facts,
 ) -> Vec<Issue> {
     let mut out = material::in_text(catalogue, path, text, now, facts);
+    if let Some(tests) = unit_tests(path, text) {
+        for issue in out.iter_mut().filter(|i| i.line > tests && i.context == Context::Production) {
+            issue.context = Context::Test;
+            issue.severity = issue.severity.lowered();
+        }
+    }
     suppress::apply(text, &|_, _| true, &mut out, today);
     out
+}
+
+/// The line behind which a file of Rust has its unit tests only.
+fn unit_tests(path: &str, text: &str) -> Option<usize> {
+    let lines: Vec<&str> = text.lines().filter(|_| path.ends_with(".rs")).map(str::trim).collect();
+    let opens = |w: &&[&str]| w[0] == "#[cfg(test)]" && w[1].starts_with("mod ");
+    lines.windows(2).rposition(|w| opens(&w)).map(|i| i + 1)
 }
 
 /// UTF-8, or UTF-16 with its mark; `None` for anything else.

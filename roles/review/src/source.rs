@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::defaults;
 use crate::kind::Kind;
 use crate::layout;
+use crate::plain;
 use crate::scope::{Scope, innermost};
 use crate::syntax::{self, Parts};
 
@@ -120,8 +120,9 @@ impl<'a> Source<'a> {
             (Parts::default(), layout::comments(kind, raw))
         };
         let continued = layout::continuations(kind, raw);
-        let mut text = defaults::filled(kind, blank(raw, &comments));
-        let mut logical = lines.clone();
+        let mut text = plain::plain(kind, blank(raw, &comments));
+        // Fewer lines where some were put behind others.
+        let mut logical = if kind.language().is_some() { lines.clone() } else { starts(&text) };
         if !continued.is_empty() {
             text = joined(&text, &continued);
             logical = starts(&text);

@@ -1,5 +1,6 @@
-//! What a template or a variable is unless somebody says otherwise: `{{ .Values.x | default "no" }}`, `${X:-no}`. That is
-//! what a configuration file is reviewed for.
+//! Configuration put plainly, for rules that look for `name: value` and `--flag=value`: templates and variables are what
+//! their defaults say (`{{ .Values.x | default "no" }}`, `${X:-no}`), and the value of a flag that is the next item of a
+//! list stands behind the flag. As long as it was, so that places in it are places in the file.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -18,7 +19,7 @@ static FORMS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     let forms = [
         // `{{ x | default "no" }}`, `{{ x | default('no') }}`, `{{ x | default: 80 }}`.
         format!(
-            r"\{{\{{-?[^{{}}\n]*?\|\s*d(?:efault)?\s*[:(]?\s*LIT\s*(?:,\s*(?:boolean\s*=\s*)?[Tt]rue\s*)?\)?{KEPT}\s*-?\}}\}}"
+            r"\{{\{{-?[^{{}}\n=]*?\|\s*d(?:efault)?\s*[:(]?\s*LIT\s*(?:,\s*(?:boolean\s*=\s*)?[Tt]rue\s*)?\)?{KEPT}\s*-?\}}\}}"
         ),
         // `{{ default "no" .Values.x }}`.
         format!(
@@ -34,8 +35,46 @@ static FORMS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     forms.iter().filter_map(|f| Regex::new(&f.replace("LIT", LITERAL)).ok()).collect()
 });
 
+/// A flag of a list, and the item behind it, which is no flag.
+static LISTED: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    let item = r#""[^"\n-][^"\n]*"|'[^'\n-][^'\n]*'|[^\s"'#&*{\[-][^\n#:]*"#;
+    Regex::new(&format!(
+        r#"(?m)^[ \t]*- (?P<F>["']?--?[A-Za-z][\w.-]*["']?)[ \t]*(?P<N>\n[ \t]*- +(?P<V>{item}))[ \t]*$"#
+    ))
+    .ok()
+});
+
+/// The text as rules look at it.
+pub(crate) fn plain<'t>(kind: Kind, text: Cow<'t, str>) -> Cow<'t, str> {
+    let text = filled(kind, text);
+    if kind != Kind::Yaml || !text.contains("- ") {
+        return text;
+    }
+    let Some(listed) = LISTED.as_ref() else { return text };
+    let mut bytes: Option<Vec<u8>> = None;
+    for found in listed.captures_iter(&text) {
+        let (Some(flag), Some(next), Some(value)) =
+            (found.name("F"), found.name("N"), found.name("V"))
+        else {
+            continue;
+        };
+        let out = bytes.get_or_insert_with(|| text.as_bytes().to_vec());
+        let flag_text = flag.as_str().trim_matches(['"', '\'']);
+        let value_text = value.as_str().trim().trim_matches(['"', '\'']);
+        let new = flag_text
+            .bytes()
+            .chain([b'='])
+            .chain(value_text.bytes())
+            .chain(std::iter::repeat(b' '));
+        for (place, b) in out[flag.start()..next.end()].iter_mut().zip(new) {
+            *place = b;
+        }
+    }
+    owned(bytes, text)
+}
+
 /// A text in which what has a default is that, as long as the text was: blanks fill up, behind the quote that ends it.
-pub(crate) fn filled<'t>(kind: Kind, text: Cow<'t, str>) -> Cow<'t, str> {
+fn filled<'t>(kind: Kind, text: Cow<'t, str>) -> Cow<'t, str> {
     if kind.language().is_some() || !(text.contains("{{") || text.contains("${")) {
         return text;
     }
@@ -62,8 +101,12 @@ pub(crate) fn filled<'t>(kind: Kind, text: Cow<'t, str>) -> Cow<'t, str> {
             }
         }
     }
+    owned(bytes, text)
+}
+
+fn owned<'t>(bytes: Option<Vec<u8>>, text: Cow<'t, str>) -> Cow<'t, str> {
     match bytes.map(String::from_utf8) {
-        Some(Ok(filled)) => Cow::Owned(filled),
+        Some(Ok(new)) => Cow::Owned(new),
         _ => text,
     }
 }
@@ -77,7 +120,7 @@ mod tests {
     use super::*;
 
     fn of(text: &str) -> String {
-        let out = filled(Kind::Yaml, Cow::Borrowed(text)).into_owned();
+        let out = plain(Kind::Yaml, Cow::Borrowed(text)).into_owned();
         assert_eq!(out.len(), text.len());
         out.trim_end().to_owned()
     }
@@ -92,6 +135,17 @@ mod tests {
         assert_eq!(of("x: {{ default .Env.X \"no\" }}"), "x: no");
         assert_eq!(of("days=${DAYS:-3650}"), "days=3650");
         assert_eq!(of("x: '${TLS:optional}'"), "x: 'optional'");
+    }
+
+    #[test]
+    fn the_value_of_a_flag_stands_behind_it() {
+        assert_eq!(of("- --verify\n- \"no\"\n"), "- --verify=no");
+        let list = "args:\n  - \"--verify\"\n  - off\n  - --other\n";
+        let plain = of(list);
+        assert!(plain.starts_with("args:\n  - --verify=off") && plain.ends_with("\n  - --other"));
+        for text in ["- --a\n- --b", "- --a\n- key: value", "- name\n- value", "- --a\n- [x]"] {
+            assert_eq!(of(text), text);
+        }
     }
 
     #[test]
