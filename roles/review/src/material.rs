@@ -239,9 +239,17 @@ fn base64_of(body: &str) -> String {
     text.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')).collect()
 }
 
+/// The shortest first line, in characters, that a key is written with.
+const LINE_OF_KEY: usize = 40;
+
 /// Whether it is base64 of something as long and as varied as a key; a placeholder is not.
 fn is_key_body(body: &str) -> bool {
     if body.contains("...") || body.contains('<') || body.contains("{{") || body.contains('$') {
+        return false;
+    }
+    // Its lines are long; what programs say between a header and a footer is made of words.
+    let is_base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
+    if !body.split(|c| !is_base64(c)).any(|run| run.len() >= LINE_OF_KEY) {
         return false;
     }
     let base64 = base64_of(body);
@@ -355,6 +363,7 @@ mod tests {
             "-----BEGIN RSA PRIVATE KEY-----\nxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\n-----END RSA PRIVATE KEY-----",
             "-----BEGIN PRIVATE KEY-----\n{{ .Values.key }}\n-----END PRIVATE KEY-----",
             "if strings.Contains(s, \"-----BEGIN PRIVATE KEY-----\") {",
+            "\"-----BEGIN PRIVATE KEY-----\\n\" +\n Buffer.from(clientPrivateKeyInDer).toString(\"base64\").match(/.{1,64}/g).join(\"x\") +\n\"-----END PRIVATE KEY-----\"",
         ] {
             assert!(found(&catalogue, "a.pem", placeholder).is_empty(), "{placeholder}");
         }

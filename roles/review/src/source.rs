@@ -50,15 +50,20 @@ impl Context {
                     | "specs"
                     | "fixtures"
                     | "e2e"
+                    | "mock"
                     | "mocks"
+                    | "fakes"
                     | "androidtest"
                     | "jvmtest"
             )
         };
-        let is_test = parts
-            .iter()
-            .any(|d| test_directory(d) || d.ends_with(".tests") || d.ends_with("-test"))
-            || stem.ends_with("_test")
+        let is_test = parts.iter().any(|d| {
+            test_directory(d)
+                || d.ends_with(".tests")
+                || d.ends_with("-test")
+                || d.ends_with("-tests")
+                || d.starts_with("fake")
+        }) || stem.ends_with("_test")
             || stem.starts_with("test_")
             || stem.ends_with("test") && name.ends_with(".java")
             || stem.ends_with("tests")
