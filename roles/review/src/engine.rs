@@ -1,5 +1,6 @@
 //! Matching the rules against one file.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -48,7 +49,7 @@ impl<'c> Engine<'c> {
 
     /// The shapes that may match. In configuration whose words are there: whether they match is seen once
     /// comments are out of the way, which costs nothing. Source has to be parsed for that, so there the text as it
-    /// stands decides; a comment between two tokens of one expression is what that misses.
+    /// stands decides, and what is left of it without what looks like comments.
     fn candidates<'s>(
         &'s self,
         kind: Kind,
@@ -69,7 +70,16 @@ impl<'c> Engine<'c> {
         let mut out: Vec<(&Rule, &Shape)> =
             words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect();
         if kind.language().is_some() {
-            out.retain(|(_, s)| s.pattern.get().is_some_and(|p| p.is_match(text)));
+            let bare = OnceCell::new();
+            out.retain(|(_, s)| {
+                let matches = |text: &str| s.pattern.get().is_some_and(|p| p.is_match(text));
+                // A comment between two words, or behind the last one.
+                matches(text)
+                    || bare
+                        .get_or_init(|| layout::without_comments(kind, text))
+                        .as_deref()
+                        .is_some_and(matches)
+            });
         }
         out
     }

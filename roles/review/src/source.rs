@@ -54,6 +54,10 @@ impl Context {
                     | "mocks"
                     | "fakes"
                     | "androidtest"
+                    | "integrationtest"
+                    | "unittest"
+                    | "functionaltest"
+                    | "testfixtures"
                     | "jvmtest"
             )
         };
