@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use regex::Regex;
 
+use crate::comments::without_comments;
 use crate::inner;
 use crate::issue::{Edit, Issue};
 use crate::kind::Kind;
@@ -73,12 +74,9 @@ impl<'c> Engine<'c> {
             let bare = OnceCell::new();
             out.retain(|(_, s)| {
                 let matches = |text: &str| s.pattern.get().is_some_and(|p| p.is_match(text));
-                // A comment between two words, or behind the last one.
-                matches(text)
-                    || bare
-                        .get_or_init(|| layout::without_comments(kind, text))
-                        .as_deref()
-                        .is_some_and(matches)
+                // A comment may stand between two words, or behind the last one.
+                let (bare, unsure) = bare.get_or_init(|| without_comments(kind, text));
+                !s.in_comments && matches(bare) || (s.in_comments || *unsure) && matches(text)
             });
         }
         out

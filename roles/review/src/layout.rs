@@ -26,53 +26,6 @@ pub(crate) fn comments(kind: Kind, text: &str) -> Vec<Range<usize>> {
     }
 }
 
-/// Source without what looks like comments, by quotes alone: good enough to tell whether a file is worth parsing. `None`
-/// where there are none.
-pub(crate) fn without_comments(kind: Kind, text: &str) -> Option<String> {
-    let hash = matches!(kind, Kind::Python | Kind::Ruby | Kind::Php);
-    let slashes = !matches!(kind, Kind::Python | Kind::Ruby);
-    let mut out = text.as_bytes().to_vec();
-    let mut any = false;
-    let mut block = false;
-    let mut start = 0;
-    for line in text.split_inclusive('\n') {
-        let bytes = line.trim_end_matches(['\n', '\r']).as_bytes();
-        let mut quote = None;
-        let mut i = 0;
-        while i < bytes.len() {
-            let two = (bytes[i], bytes.get(i + 1).copied().unwrap_or(b' '));
-            if block {
-                out[start + i] = b' ';
-                if two == (b'*', b'/') {
-                    out[start + i + 1] = b' ';
-                    block = false;
-                    i += 1;
-                }
-            } else if let Some(q) = quote {
-                if two.0 == b'\\' {
-                    i += 1;
-                } else if two.0 == q {
-                    quote = None;
-                }
-            } else if slashes && two == (b'/', b'*') {
-                (block, any) = (true, true);
-                out[start + i] = b' ';
-                continue;
-            } else if slashes && two == (b'/', b'/') || hash && two.0 == b'#' {
-                out[start + i..start + bytes.len()].fill(b' ');
-                any = true;
-                break;
-            } else if matches!(two.0, b'"' | b'\'' | b'`') {
-                quote = Some(two.0);
-            }
-            i += 1;
-        }
-        start += line.len();
-    }
-    // Whole characters are replaced, so what is left is text.
-    any.then(|| String::from_utf8(out).ok()).flatten()
-}
-
 /// The ends of lines that go on in the next one, with the backslash that says so.
 pub(crate) fn continuations(kind: Kind, text: &str) -> Vec<Range<usize>> {
     if !matches!(kind, Kind::Shell | Kind::Dockerfile | Kind::Systemd | Kind::Yaml) {

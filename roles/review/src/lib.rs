@@ -5,6 +5,7 @@
 //! literal, the function, the body of a callback), so that a value made safe two lines later is safe.
 
 mod archive;
+mod comments;
 mod engine;
 mod gate;
 mod inner;
