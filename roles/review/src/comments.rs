@@ -56,8 +56,9 @@ pub(crate) fn without_comments(kind: Kind, text: &str) -> (String, bool) {
                     _ => {}
                 }
             } else if slashes && two == (b'/', b'*') {
+                out[start + i..start + i + 2].fill(b' ');
                 block = true;
-                continue;
+                i += 1;
             } else if slashes && two == (b'/', b'/') || hash && two.0 == b'#' {
                 out[start + i..start + bytes.len()].fill(b' ');
                 break;
@@ -99,7 +100,7 @@ mod tests {
         assert_eq!(of(Kind::Go, go), "a( c) \"http://e\" `// //f`");
         let python = "x = 1  # y\nz = '#' \n\"\"\"\n# doc\n\"\"\"\n";
         assert_eq!(of(Kind::Python, python), "x = 1 z = '#' \"\"\" # doc \"\"\"");
-        assert_eq!(of(Kind::Java, "/* a\n b\n*/ c"), "c");
+        assert_eq!(of(Kind::Java, "/* a\n b\n*/ c /*/ d */ e"), "c e");
         assert_eq!(of(Kind::Ruby, "a # é\nb"), "a b");
     }
 }

@@ -13,7 +13,7 @@ use crate::kind::Kind;
 const LITERAL: &str = r#"(?:"(?P<Q>[^"\n{}]*)"|'(?P<S>[^'\n{}]*)'|(?P<B>[A-Za-z0-9_./:+-]+))"#;
 
 /// Filters that leave what they are given as it is, as far as a rule looks at it.
-const KEPT: &str = r"(?:\s*\|\s*(?:quote|squote|toString|string|toYaml|lower|int|int64|bool|toBool|trim|trimAll|ternary)\b[^|{}\n]{0,40})*";
+const KEPT: &str = r"(?:\s*\|\s*(?:quote|squote|toString|string|toYaml|lower|int|int64|bool|toBool|trim)\b[^|{}\n]{0,40})*";
 
 static FORMS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     let forms = [

@@ -54,7 +54,9 @@ fn piece() -> impl Strategy<Value = String> {
         1 => proptest::sample::select(vec![
             "{".to_owned(), "}".into(), "\"".into(), "'''".into(), "é\u{1f600}".into(), "/*".into(), "---".into(),
             "x.yaml: |".into(), "  key: |".into(), "countersign:allow x until=2020-01-01 reason=y".into(),
-            "-----BEGIN PRIVATE KEY-----".into(), "-----END PRIVATE KEY-----".into(), "{{ x }}".into(), "\r".into(), "\\".into(), "cat > a.yaml <<EOF".into(),
+            "-----BEGIN PRIVATE KEY-----".into(), "-----END PRIVATE KEY-----".into(), "{{ x }}".into(), "\r".into(),
+            "x: {{ y | default \"no\" }}".into(), "x: \"${Y:-no}\"".into(), "- --flag".into(), "- \"no\"".into(), "{{ default \"é\" .x".into(),
+            "*/".into(), "/*/".into(), "\"\"\"".into(), "`".into(), "//".into(), "#".into(), "\\".into(), "cat > a.yaml <<EOF".into(),
             "EOF".into(), "  run: |".into(), "- name: A_B".into(), "  value: \"true\"".into(), "ENV A_B=1 \\".into(),
             "a: \"server {\\n ssl_verify_client optional;\\n proxy_pass x;\\n}\"".into(),
         ]),
