@@ -37,6 +37,8 @@ pub(crate) fn without_comments(kind: Kind, text: &str) -> (String, bool) {
         while i < bytes.len() {
             let two = (bytes[i], bytes.get(i + 1).copied().unwrap_or(b' '));
             let triple = bytes[i..].starts_with(&[two.0; 3]);
+            // In a regular expression, or an address that stands in no quotes.
+            let escaped = i > 0 && matches!(bytes[i - 1], b'\\' | b':');
             if block {
                 out[start + i] = b' ';
                 if two == (b'*', b'/') {
@@ -59,7 +61,7 @@ pub(crate) fn without_comments(kind: Kind, text: &str) -> (String, bool) {
                 out[start + i..start + i + 2].fill(b' ');
                 block = true;
                 i += 1;
-            } else if slashes && two == (b'/', b'/') || hash && two.0 == b'#' {
+            } else if slashes && two == (b'/', b'/') && !escaped || hash && two.0 == b'#' {
                 out[start + i..start + bytes.len()].fill(b' ');
                 break;
             } else {
@@ -80,7 +82,8 @@ pub(crate) fn without_comments(kind: Kind, text: &str) -> (String, bool) {
     }
     // Whole characters are replaced, so what is left is text.
     match String::from_utf8(out) {
-        Ok(bare) => (bare, unsure),
+        // What never ends was none, and what came behind it was misread.
+        Ok(bare) => (bare, unsure || open.is_some() || block),
         Err(_) => (text.to_owned(), true),
     }
 }
@@ -102,5 +105,9 @@ mod tests {
         assert_eq!(of(Kind::Python, python), "x = 1 z = '#' \"\"\" # doc \"\"\"");
         assert_eq!(of(Kind::Java, "/* a\n b\n*/ c /*/ d */ e"), "c e");
         assert_eq!(of(Kind::Ruby, "a # é\nb"), "a b");
+        assert_eq!(of(Kind::JavaScript, "a(/\\//, b) // c"), "a(/\\//, b)");
+        assert_eq!(of(Kind::TypeScript, "<a>http://b</a> // c"), "<a>http://b</a>");
+        assert!(without_comments(Kind::JavaScript, "x = /`/; y").1);
+        assert!(!without_comments(Kind::JavaScript, "x = `a`; // y").1);
     }
 }

@@ -178,7 +178,9 @@ fn keys(
     facts: &mut Facts,
 ) -> Vec<Issue> {
     let mut out = material::in_text(catalogue, path, text, now, facts);
-    if let Some(tests) = unit_tests(path, text) {
+    if !out.is_empty()
+        && let Some(tests) = unit_tests(path, text)
+    {
         for issue in out.iter_mut().filter(|i| i.line > tests && i.context == Context::Production) {
             issue.context = Context::Test;
             issue.severity = issue.severity.lowered();
