@@ -1,5 +1,6 @@
 //! Matching the rules against one file.
 
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,6 +14,8 @@ use crate::issue::{Edit, Issue};
 use crate::kind::Kind;
 use crate::layout;
 use crate::literals::Words;
+use crate::meaning::meaning;
+use crate::plain::plain;
 use crate::rule::{Catalogue, Condition, Lazy, Pattern, Rule, Shape, flags};
 use crate::scope::Scope;
 use crate::source::{Context, Source};
@@ -70,13 +73,25 @@ impl<'c> Engine<'c> {
         });
         let mut out: Vec<(&Rule, &Shape)> =
             words.candidates(text).into_iter().map(|i| shape(&selected.shapes[i])).collect();
-        if kind.language().is_some() {
+        if kind.language().is_some() && !out.is_empty() {
+            let plain = plain(kind, Cow::Borrowed(text));
+            let text: &str = &plain;
             let bare = OnceCell::new();
+            // Shapes of several rules have one pattern.
+            let mut known: HashMap<&str, bool> = HashMap::new();
             out.retain(|(_, s)| {
+                if let Some(known) = known.get(s.pattern.as_str()).filter(|_| !s.in_comments) {
+                    return *known;
+                }
                 let matches = |text: &str| s.pattern.get().is_some_and(|p| p.is_match(text));
                 // A comment may stand between two words, or behind the last one.
                 let (bare, unsure) = bare.get_or_init(|| without_comments(kind, text));
-                !s.in_comments && matches(bare) || (s.in_comments || *unsure) && matches(text)
+                let found =
+                    !s.in_comments && matches(bare) || (s.in_comments || *unsure) && matches(text);
+                if !s.in_comments {
+                    known.insert(s.pattern.as_str(), found);
+                }
+                found
             });
         }
         out
@@ -164,7 +179,20 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
     let Some(pattern) = shape.pattern.get() else { return };
     for found in pattern.captures_iter(view).take(MAX_MATCHES) {
         let Some(whole) = found.get(0) else { continue };
-        let place = found.name("at").unwrap_or(whole).range();
+        let mut place = found.name("at").unwrap_or(whole).range();
+        let means = match (found.name("key"), found.name("val")) {
+            (Some(key), Some(value)) => {
+                // The pattern begins with a word somewhere in the name.
+                let name = source.name(&key.range());
+                place.start = place.start.min(key.end() - name.len());
+                meaning(name, value.as_str())
+            }
+            _ => "",
+        };
+        // What a string holds is no comment.
+        if shape.in_comments && source.in_string(place.start) {
+            continue;
+        }
         // Conditions look from the place that decides.
         let at = place.clone();
         let callback = found.name("cb").map(|m| m.range());
@@ -176,6 +204,7 @@ fn shape(rule: &Rule, shape: &Shape, source: &Source<'_>, out: &mut Vec<Issue>) 
             let mut part = match c.scope {
                 Scope::Whole => view.get(whole.range()).unwrap_or_default().into(),
                 Scope::Value => source.value(names.var, &at).into(),
+                Scope::Meaning => means.into(),
                 _ => source.part(c.scope, &at, callback.clone()),
             };
             // Of a shape that is in a comment, so is what it asks of its line.

@@ -12,13 +12,13 @@ use crate::source::Source;
 use crate::syntax::Function;
 
 /// How far calls are followed.
-const DEPTH: usize = 2;
+pub(crate) const DEPTH: usize = 2;
 /// How far uses are followed: a local variable on the way is a step of its own.
 const USES: usize = 3;
 /// Most functions that are gathered; a file with more tells nothing definite.
 pub(crate) const MOST: usize = 40;
 /// In files with more functions than this nobody looks for who calls whom: every pair would have to be compared.
-const MOST_IN_FILE: usize = 600;
+pub(crate) const MOST_IN_FILE: usize = 600;
 
 pub(crate) fn is_word(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_'
@@ -44,23 +44,30 @@ fn is_hook(name: &str) -> bool {
 }
 
 impl Source<'_> {
-    /// Whether a function is called, or handed on, in a part of the file.
-    fn mentions(&self, part: &Range<usize>, function: &Function) -> bool {
-        let Some(text) = self.code.get(part.clone()) else { return false };
-        words(text, &function.name).any(|w| {
+    /// Where a function is called, or handed on, in a part of the file.
+    pub(crate) fn calls_in<'s>(
+        &'s self,
+        part: Range<usize>,
+        function: &'s Function,
+    ) -> impl Iterator<Item = Range<usize>> + 's {
+        let text = self.code.get(part.clone()).unwrap_or_default();
+        words(text, &function.name).filter_map(move |w| {
             let next = text[w.end..].trim_start().bytes().next();
             let reference = text[..w.start].ends_with("::");
-            let inside = part.start + w.start >= function.range.start
-                && part.start + w.end <= function.range.end;
-            let at = part.start + w.start;
+            let call = part.start + w.start..part.start + w.end;
+            let inside = call.start >= function.range.start && call.end <= function.range.end;
             // A function of the same name elsewhere is no call of this one.
             let declares = || {
                 let mut others = self.parts.functions.iter().filter(|f| f.name == function.name);
-                others.any(|f| f.range.start <= at && at < f.body)
+                others.any(|f| f.range.start <= call.start && call.start < f.body)
             };
             let used = reference || matches!(next, Some(b'(' | b'<' | b',' | b')' | b';'));
-            !inside && used && !declares()
+            (!inside && used && !declares()).then_some(call)
         })
+    }
+
+    fn mentions(&self, part: &Range<usize>, function: &Function) -> bool {
+        self.calls_in(part.clone(), function).next().is_some()
     }
 
     fn callees(&self, part: Range<usize>, depth: usize, seen: &mut BTreeSet<usize>) {

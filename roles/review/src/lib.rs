@@ -14,6 +14,7 @@ mod kind;
 mod layout;
 mod literals;
 mod material;
+mod meaning;
 mod paths;
 mod plain;
 mod project;

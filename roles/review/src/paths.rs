@@ -1,10 +1,12 @@
 //! Which way leads to a place: the branches around it, those before it that leave, and the arms that exclude it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::LazyLock;
 
 use regex::Regex;
 
+use crate::gate::{DEPTH, MOST, MOST_IN_FILE};
 use crate::scope::innermost;
 use crate::source::{Source, blank};
 use crate::syntax::{Branch, Function};
@@ -12,6 +14,12 @@ use crate::syntax::{Branch, Function};
 impl Source<'_> {
     /// Conditions of the branches around a match, within its function, one a line.
     pub(crate) fn guards(&self, at: &Range<usize>) -> String {
+        if self.kind.language().is_none() {
+            return match ["{{", "{%", "<%"].iter().any(|t| self.text.contains(t)) {
+                true => self.template_guards(at),
+                false => String::new(),
+            };
+        }
         let function = self.function(at).unwrap_or(0..self.raw.len());
         let mut out = String::new();
         for b in &self.parts.branches {
@@ -39,13 +47,52 @@ impl Source<'_> {
         out
     }
 
+    /// Conditions of a template around a place in configuration: Go's `{{ if }}`, Jinja's `{% if %}`, `<% if %>` of ERB.
+    fn template_guards(&self, at: &Range<usize>) -> String {
+        static TAG: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(concat!(
+                r"(?:\{\{|\{%)[-+]?\s*(?P<word>if|else\s+if|elif|elsif|else|end|endif|range|with|for|endfor|define|block|",
+                r"unless|endunless|macro|endmacro|case|endcase)\b(?P<rest>[^{}%]*)[-+]?(?:\}\}|%\})|",
+                r"<%-?\s*(?P<erb>if|unless|else|elsif|end)\b(?P<cond>[^%]*)-?%>|<%-?[^%=][^%]*\bdo\b\s*(?:\|[^|]*\|)?\s*-?(?P<do>%>)"
+            ))
+            .ok()
+        });
+        let Some(tag) = TAG.as_ref() else { return String::new() };
+        let mut open: Vec<String> = Vec::new();
+        for found in tag.captures_iter(&self.text[..at.start]) {
+            let rest = found.name("rest").or(found.name("cond")).map_or("", |m| m.as_str()).trim();
+            let word = found.name("word").or(found.name("erb")).map_or("do", |m| m.as_str());
+            match word {
+                "if" => open.push(rest.to_owned()),
+                "unless" => open.push(format!("not {rest}")),
+                "range" | "with" | "for" | "define" | "block" | "macro" | "case" | "do" => {
+                    open.push(String::new());
+                }
+                "end" | "endif" | "endfor" | "endunless" | "endmacro" | "endcase" => {
+                    open.pop();
+                }
+                // Of what is not so the condition says the same.
+                _ => {
+                    if let Some(last) = open.last_mut() {
+                        *last = format!("{rest} else {last}");
+                    }
+                }
+            }
+            open.truncate(MOST);
+        }
+        open.retain(|c| !c.is_empty());
+        open.join("\n")
+    }
+
     /// What a condition that is one variable is made of, if that asks whether something is there: a file, a
     /// setting. Taken for the condition itself.
     fn whether_there(&self, condition: &str, at: &Range<usize>) -> Option<String> {
         static ASKS: LazyLock<Option<Regex>> = LazyLock::new(|| {
             Regex::new(concat!(
                 r#"(?i)exists|is_?file\b|\baccess\s*\(|\bstat\s*\(|[!=]==?\s*(?:""|''|nil\b|null\b|undefined\b|None\b)|"#,
-                r"is\s+not\s+None|&&|\band\b|!!|\bBoolean\s*\(|\bbool\s*\(|is_?(?:null|none|empty)|isset|\.present\?|is_some\("
+                r"is\s+not\s+None|&&|\band\b|!!|\bBoolean\s*\(|\bbool\s*\(|is_?(?:null|none|empty)|isset|\.present\?|is_some\(|",
+                // Or whether a setting is on, which it is not unless somebody says so.
+                r#"env\w*[\[.(][^;]*[!=]==?\s*["'`](?:true|1|yes|on)|unwrap_or\(\s*false|unwrap_or_default|,\s*(?:default\s*=\s*)?["']?false["']?\s*\)|(?:\|\||\?\?)\s*false\b"#
             ))
             .ok()
         });
@@ -109,23 +156,106 @@ impl Source<'_> {
         heads.any(|head| self.text.get(head).is_some_and(|h| default_of(h, name) == Some(wanted)))
     }
 
-    /// The function around a match without the other arms of the branches that it is in: what they do does not
-    /// happen when this does.
+    /// The function around a match without what excludes it: what that does does not happen when this does.
     pub(crate) fn reaching(&self, at: &Range<usize>, then: bool) -> String {
         let function = self.function(at).unwrap_or(0..self.raw.len());
-        let other = |b: &Branch| {
-            let otherwise = b.otherwise.filter(|o| *o >= b.condition.end)?;
-            match at.start >= otherwise {
-                true => Some(b.condition.end..otherwise),
-                false => Some(otherwise..b.range.end),
-            }
-        };
-        let around = |b: &&Branch| {
-            b.range.start >= function.start && b.range.start <= at.start && at.end <= b.range.end
-        };
-        let arms: Vec<_> = self.parts.branches.iter().filter(around).filter_map(other).collect();
         let from = if then { at.end } else { function.start };
-        blank(&self.text, &arms).get(from..function.end.max(from)).unwrap_or_default().to_owned()
+        let text = blank(&self.text, &self.excluded(at));
+        text.get(from..function.end.max(from)).unwrap_or_default().to_owned()
+    }
+
+    /// The file without what excludes a place, and without what is called from there only.
+    pub(crate) fn along(&self, at: &Range<usize>) -> Cow<'_, str> {
+        let mut out = self.excluded(at);
+        let functions = &self.parts.functions;
+        if functions.len() > MOST_IN_FILE {
+            return blank(&self.text, &out);
+        }
+        if let Some(own) = self.function_around(at) {
+            // Who calls it excludes more, if that is one only.
+            let mut calls = self.calls_in(0..self.code.len(), own).take(2);
+            if let (Some(call), None) = (calls.next(), calls.next()) {
+                out.extend(self.excluded(&call));
+            }
+        }
+        let mut gone = vec![false; functions.len()];
+        for _ in 0..DEPTH {
+            let mut more = Vec::new();
+            for (f, gone) in functions.iter().zip(&mut gone) {
+                let around = f.range.start <= at.start && at.end <= f.range.end;
+                if *gone || around || f.name.is_empty() {
+                    continue;
+                }
+                // Nearly none is called from there, and to find all calls takes a look at the whole file.
+                let named = |o: &Range<usize>| {
+                    self.code.get(o.clone()).is_some_and(|t| t.contains(&f.name))
+                };
+                if !out.iter().any(named) {
+                    continue;
+                }
+                let mut calls = self.calls_in(0..self.code.len(), f).take(MOST).peekable();
+                let excluded =
+                    |c: Range<usize>| out.iter().any(|o| o.start <= c.start && c.end <= o.end);
+                if calls.peek().is_some() && calls.all(excluded) {
+                    *gone = true;
+                    more.push(f.body..f.range.end);
+                }
+            }
+            out.extend(more);
+        }
+        blank(&self.text, &out)
+    }
+
+    /// What does not happen in its function when a place is reached: the other arms of the branches around it, and those
+    /// before it that leave.
+    pub(crate) fn excluded(&self, at: &Range<usize>) -> Vec<Range<usize>> {
+        let function = self.function(at).unwrap_or(0..self.raw.len());
+        let mut out = Vec::new();
+        for b in self.parts.branches.iter().filter(|b| b.range.start >= function.start) {
+            let otherwise = b.otherwise.filter(|o| *o >= b.condition.end);
+            if b.range.start <= at.start && at.end <= b.range.end {
+                match otherwise {
+                    Some(o) if at.start >= o => out.push(b.condition.end..o),
+                    Some(o) => out.push(o..b.range.end),
+                    None => {}
+                }
+            } else if b.range.end <= at.start {
+                let body = b.condition.end..otherwise.unwrap_or(b.range.end);
+                if self.ends_by_leaving(&body) {
+                    out.push(body);
+                }
+            }
+        }
+        for (arm, all) in self.parts.arms.iter().filter(|(_, all)| all.start >= function.start) {
+            if arm.start <= at.start && at.end <= arm.end {
+                out.extend([all.start..arm.start, arm.end..all.end]);
+            }
+        }
+        out
+    }
+
+    /// Whether the last statement of a block leaves the function.
+    fn ends_by_leaving(&self, body: &Range<usize>) -> bool {
+        static LEAVES: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(concat!(
+                r"\A(?:(?:return|throw|raise|panic!?|bail!|die|exit|abort|error)\b|(?:[\w.:]*[.:])?(?:exit|Exit|abort)!?\s*\(|",
+                r"[\w.]*[fF]atal\w*(?:\([^)]*\)\.\w+)*\(|[\w.]*[pP]anic\w*\()"
+            ))
+            .ok()
+        });
+        let statements = self.parts.statements.iter();
+        let within = statements.filter(|s| body.start <= s.start && s.end <= body.end);
+        let last = within.max_by_key(|s| (s.end, std::cmp::Reverse(s.start)));
+        let Some(last) = last else { return false };
+        // One that is in a branch of its own is not always reached.
+        let mut inner = self.parts.branches.iter().map(|b| &b.range);
+        if inner.any(|b| {
+            body.start <= b.start && b.end <= body.end && b.start <= last.start && last.end <= b.end
+        }) {
+            return false;
+        }
+        let text = self.code.get(last.clone()).unwrap_or_default();
+        LEAVES.as_ref().is_some_and(|r| r.is_match(text.trim_start_matches(['{', ' ', '\n'])))
     }
 }
 

@@ -44,8 +44,48 @@ static LISTED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
+/// An import of Go under another name.
+static ALIAS: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(concat!(
+        r#"(?m)^[ \t]*(?:import[ \t]+)?(?P<A>[a-z]\w*)[ \t]+"(?:crypto/(?P<T>tls|x509)|net/(?P<H>http)|"#,
+        r#"google\.golang\.org/grpc(?:/(?P<C>credentials(?:/(?P<I>insecure))?))?)"[ \t]*$"#
+    ))
+    .ok()
+});
+
+/// Go with `stdtls.Config` as `tls.Config`, blanks before it: rules know packages by the names that they have.
+fn unaliased(text: Cow<'_, str>) -> Cow<'_, str> {
+    let Some(regex) = ALIAS.as_ref().filter(|_| text.contains("import")) else { return text };
+    let mut bytes: Option<Vec<u8>> = None;
+    for found in regex.captures_iter(&text) {
+        let Some(alias) = found.name("A").map(|m| m.as_str()) else { continue };
+        let own =
+            ["T", "H", "I", "C"].iter().find_map(|n| found.name(n)).map_or("grpc", |m| m.as_str());
+        let own = if own.starts_with("credentials/") { "insecure" } else { own };
+        // A shorter name has no room for the right one.
+        if alias == own || alias.len() < own.len() {
+            continue;
+        }
+        let out = bytes.get_or_insert_with(|| text.as_bytes().to_vec());
+        for (at, _) in text.match_indices(alias) {
+            let end = at + alias.len();
+            let before = at.checked_sub(1).map(|b| text.as_bytes()[b]);
+            if text.as_bytes().get(end) == Some(&b'.')
+                && !before.is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.')
+            {
+                out[at..end].fill(b' ');
+                out[end - own.len()..end].copy_from_slice(own.as_bytes());
+            }
+        }
+    }
+    owned(bytes, text)
+}
+
 /// The text as rules look at it.
 pub(crate) fn plain<'t>(kind: Kind, text: Cow<'t, str>) -> Cow<'t, str> {
+    if kind == Kind::Go {
+        return unaliased(text);
+    }
     let text = filled(kind, text);
     if kind != Kind::Yaml || !text.contains("- ") {
         return text;
@@ -135,6 +175,22 @@ mod tests {
         assert_eq!(of("x: {{ default .Env.X \"no\" }}"), "x: no");
         assert_eq!(of("days=${DAYS:-3650}"), "days=3650");
         assert_eq!(of("x: '${TLS:optional}'"), "x: 'optional'");
+    }
+
+    #[test]
+    fn packages_have_their_own_names() {
+        let go = |text: &str| plain(Kind::Go, Cow::Borrowed(text)).into_owned();
+        let text =
+            "import (\n\tstdtls \"crypto/tls\"\n)\nvar c = stdtls.Config{}\nvar d = my.stdtls.X\n";
+        let out = go(text);
+        assert_eq!(out.len(), text.len());
+        assert!(out.contains("var c =    tls.Config{}") && out.contains("my.stdtls.X"), "{out}");
+        for text in [
+            "import t \"crypto/tls\"\nvar c = t.Config{}",
+            "import \"crypto/tls\"\nvar c = tls.Config{}",
+        ] {
+            assert_eq!(go(text), text);
+        }
     }
 
     #[test]

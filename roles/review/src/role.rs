@@ -8,7 +8,7 @@ use regex::Regex;
 
 use crate::gate::{MOST, is_word, words};
 use crate::scope::innermost;
-use crate::source::Source;
+use crate::source::{Source, blank};
 
 impl Source<'_> {
     /// `network`, `loopback` or both: whom the addresses in the function around a place, else in the file, let in.
@@ -48,7 +48,7 @@ impl Source<'_> {
                 r"useClientMode\s*=\s*false|TlsServerCredentials|NettyServerBuilder|\bServerBuilder\b|HttpServerOptions|",
                 r"ServerBootstrap|\bUndertow\b|WebServerFactory|embeddedServer|AuthenticateAsServer|",
                 r"SslServerAuthenticationOptions|\bUseHttps\b|ConfigureHttpsDefaults|HttpsConnectionAdapterOptions|",
-                r"\bclass\s+\w*Server\b|\bTcpListener\b|\bHttpListener\b|TransportListener|NeedClientAuth|WantClientAuth|",
+                r"\bclass\s+\w*Server\b|\bTcpListener\b|\bHttpListener\b|TransportListener|[nN]eedClientAuth|[wW]antClientAuth|",
                 r"ClientCertificateRequired|ClientCertificateMode|createSecureServer|https?2?\.createServer\s*\(|",
                 r"tls\.createServer\s*\(|\bSSLServer\b|stream_socket_server|WEBrick|\b(?:Ssl|Tls)Acceptor\b"
             ))
@@ -72,8 +72,10 @@ impl Source<'_> {
             innermost(&self.parts.classes, at),
             Some(0..self.code.len()),
         ];
+        // What is another arm's says nothing of this one.
+        let code = blank(&self.code, &self.excluded(at));
         let is = |r: &LazyLock<Option<Regex>>, part: Range<usize>| {
-            let text = self.code.get(part).unwrap_or_default();
+            let text = code.get(part).unwrap_or_default();
             r.as_ref().is_some_and(|r| r.is_match(text))
         };
         if let Some(role) = self.role_of_variable(at) {

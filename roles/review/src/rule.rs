@@ -162,7 +162,8 @@ impl Condition {
         match (&self.pattern, self.scope) {
             (_, Scope::Path | Scope::Keys | Scope::Guard | Scope::Gate | Scope::Exits) => None,
             (_, Scope::Role | Scope::Reach | Scope::Family | Scope::Value) => None,
-            (_, Scope::Reaching | Scope::Then | Scope::Address) => None,
+            (_, Scope::Reaching | Scope::Then | Scope::Along) => None,
+            (_, Scope::Address | Scope::Meaning) => None,
             (Pattern::Fixed(p), _) => Some(p.as_str()),
             (Pattern::Template(_), _) => None,
         }

@@ -37,6 +37,9 @@ pub(crate) enum Scope {
     Reaching,
     /// Of that what follows the match.
     Then,
+    /// The file without what excludes it: other arms of the branches around it and those that have left before it, and
+    /// what is called only from there.
+    Along,
     /// The innermost class, object or impl; the file without one.
     Class,
     /// The innermost block: braces, or the same indentation; for HAProxy its section.
@@ -55,6 +58,8 @@ pub(crate) enum Scope {
     Family,
     /// `server`, `client` or both, as far as the code around tells.
     Role,
+    /// What the setting in the groups `key` and `val` does, by the words of its name.
+    Meaning,
     /// `network`, `loopback` or both: the addresses in its function.
     Address,
     /// Conditions of the branches before it that leave: where one of them holds, it is not reached.
@@ -84,6 +89,7 @@ impl Scope {
             "after" => Scope::After,
             "reaching" => Scope::Reaching,
             "then" => Scope::Then,
+            "along" => Scope::Along,
             "class" => Scope::Class,
             "block" => Scope::Block,
             "document" => Scope::Document,
@@ -93,6 +99,7 @@ impl Scope {
             "reach" => Scope::Reach,
             "family" => Scope::Family,
             "role" => Scope::Role,
+            "meaning" => Scope::Meaning,
             "address" => Scope::Address,
             "exits" => Scope::Exits,
             "file" => Scope::File,

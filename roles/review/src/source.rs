@@ -203,6 +203,7 @@ impl<'a> Source<'a> {
                 Cow::Owned(body.map(|b| self.reach(b)).unwrap_or_default())
             }
             Scope::Exits => Cow::Owned(self.exits(at)),
+            Scope::Along => self.along(at),
             Scope::Reaching => Cow::Owned(self.reaching(at, false)),
             Scope::Then => Cow::Owned(self.reaching(at, true)),
             _ => {
@@ -226,12 +227,14 @@ impl<'a> Source<'a> {
             | Scope::Guard
             | Scope::Reaching
             | Scope::Then
+            | Scope::Along
             | Scope::Exits
             | Scope::Gate
             | Scope::Reach
             | Scope::Family
             | Scope::Value
             | Scope::Role
+            | Scope::Meaning
             | Scope::Address => return None,
             Scope::Match | Scope::Whole => at.clone(),
             Scope::Line => self.line_range(at, 0),
@@ -271,6 +274,13 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// The whole name that a range is a part of.
+    pub(crate) fn name(&self, at: &Range<usize>) -> &str {
+        let part = |b: char| b.is_ascii_alphanumeric() || matches!(b, '_' | '$' | '-');
+        let before = self.text[..at.start].chars().rev().take_while(|c| part(*c)).count();
+        &self.text[at.start - before..at.end]
+    }
+
     fn part_of_layout(&self, at: &Range<usize>) -> Option<Range<usize>> {
         layout::block(self.kind, &self.text, at)
     }
@@ -307,6 +317,10 @@ impl<'a> Source<'a> {
             .filter(|f| f.range.start <= at.end && at.start <= f.body)
             .min_by_key(|f| f.range.end - f.range.start)?;
         Some(declared.body..declared.range.end)
+    }
+
+    pub(crate) fn in_string(&self, at: usize) -> bool {
+        self.parts.strings.iter().any(|r| r.contains(&at))
     }
 
     /// Whether the match lies in a test that is part of the file.

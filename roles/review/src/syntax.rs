@@ -42,6 +42,8 @@ pub(crate) struct Parts {
     pub(crate) literals: Vec<Range<usize>>,
     pub(crate) statements: Vec<Range<usize>>,
     pub(crate) branches: Vec<Branch>,
+    /// Arms of which one is taken, each with what they are all part of.
+    pub(crate) arms: Vec<(Range<usize>, Range<usize>)>,
     /// Inline tests of Rust.
     pub(crate) tests: Vec<Range<usize>>,
 }
@@ -99,9 +101,14 @@ fn collect(node: Node<'_>, text: &str, parts: &mut Parts, depth: usize, in_chain
         if kind == "mod_item" && preceded_by_cfg_test(node, text) {
             parts.tests.push(range.clone());
         }
+        if is_one_of_several(kind)
+            && let Some(all) = node.parent()
+        {
+            parts.arms.push((range.clone(), all.byte_range()));
+        }
         if let Some(condition) = condition(node) {
             let arm = is_arm(kind);
-            let otherwise = node.child_by_field_name("alternative").map(|n| n.start_byte());
+            let otherwise = otherwise(node);
             let subject = matched(node);
             let range = range.clone();
             parts.branches.push(Branch { range, condition, arm, otherwise, subject });
@@ -374,6 +381,39 @@ fn condition(node: Node<'_>) -> Option<Range<usize>> {
 fn matched(node: Node<'_>) -> Option<Range<usize>> {
     let expression = node.parent().filter(|_| node.kind() == "match_arm")?.parent()?;
     expression.child_by_field_name("value").map(|v| v.byte_range())
+}
+
+/// Where what happens otherwise begins; some grammars give it no name.
+fn otherwise(node: Node<'_>) -> Option<usize> {
+    let mut cursor = node.walk();
+    let named = node.child_by_field_name("alternative");
+    named
+        .or_else(|| node.children(&mut cursor).find(|c| c.kind() == "else"))
+        .map(|n| n.start_byte())
+}
+
+/// Of an `if` all arms but the first, which the branch itself tells of.
+fn is_one_of_several(kind: &str) -> bool {
+    matches!(
+        kind,
+        "elif_clause"
+            | "else_if_clause"
+            | "elsif"
+            | "when"
+            | "when_entry"
+            | "match_arm"
+            | "case_clause"
+            | "case_statement"
+            | "expression_case"
+            | "type_case"
+            | "default_case"
+            | "switch_case"
+            | "switch_default"
+            | "switch_section"
+            | "switch_block_statement_group"
+            | "switch_rule"
+            | "default_statement"
+    )
 }
 
 fn is_arm(kind: &str) -> bool {

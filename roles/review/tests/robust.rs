@@ -56,6 +56,8 @@ fn piece() -> impl Strategy<Value = String> {
             "x.yaml: |".into(), "  key: |".into(), "countersign:allow x until=2020-01-01 reason=y".into(),
             "-----BEGIN PRIVATE KEY-----".into(), "-----END PRIVATE KEY-----".into(), "{{ x }}".into(), "\r".into(),
             "x: {{ y | default \"no\" }}".into(), "x: \"${Y:-no}\"".into(), "- --flag".into(), "- \"no\"".into(), "{{ default \"é\" .x".into(),
+            "{{- if .é }}".into(), "{{ else }}".into(), "{{ end }}".into(), "{% if é %}".into(), "{% endif %}".into(), "<% if é %>".into(), "<% end %>".into(),
+            "import stdtls \"crypto/tls\"".into(), "é stdtls.Config{".into(), "if é { return }".into(), ["skipTLSVerify", ": true,"].concat(),
             "*/".into(), "/*/".into(), "\"\"\"".into(), "`".into(), "//".into(), "#".into(), "\\".into(), "cat > a.yaml <<EOF".into(),
             "EOF".into(), "  run: |".into(), "- name: A_B".into(), "  value: \"true\"".into(), "ENV A_B=1 \\".into(),
             "a: \"server {\\n ssl_verify_client optional;\\n proxy_pass x;\\n}\"".into(),
