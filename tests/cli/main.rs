@@ -10,7 +10,7 @@ mod policy;
 mod probe;
 mod review;
 
-use kit::{Home, Running, free_port};
+use kit::{Home, Running};
 
 fn fails(home: &Home, args: &[&str], code: i32, words: &[&str]) {
     let out = home.run(args);
@@ -62,9 +62,8 @@ fn addresses_in_use_and_second_servers() {
     fails(&home, &["server", "--listen", "127.0.0.1:0"], 1, &["CS5014"]);
     let other = Home::new();
     other.ok(&["init", "--trust-domain", "other.test"]);
-    let port = free_port();
-    let _taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let listen = format!("127.0.0.1:{port}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
     fails(&other, &["server", "--listen", &listen], 1, &["CS5006", &listen]);
     let proxy = ["proxy", "inbound", "--listen", &listen, "--forward", "127.0.0.1:1"];
     fails(&home, &proxy, 1, &["CS5006", &listen]);

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from ports import free_port
+
 BIN = os.environ["COUNTERSIGN_BIN"]
 NOW = datetime.datetime.now(datetime.timezone.utc)
 DAY = datetime.timedelta(days=1)
@@ -184,9 +186,7 @@ class Errors(unittest.TestCase):
         self.check({"CS2007"}, clients=("curl", "python", "openssl"))
 
     def test_nobody_listens(self):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         for client in ("python", "openssl"):
             self.assertIn("CS2201", self.why(getattr(self, client)(port, "ca")))
 

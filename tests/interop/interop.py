@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from ports import free_port
+
 BIN = os.environ["COUNTERSIGN_BIN"]
 API, WEB, ENVOY, GO = (f"spiffe://corp.test/{n}" for n in ("api", "web", "envoy", "go"))
 
@@ -25,12 +27,6 @@ def need(tool, path):
     if os.environ.get("CI") == "true":
         raise AssertionError(f"{tool} is missing")
     raise unittest.SkipTest(f"SKIPPED: {tool} is missing")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def eventually(what, f, seconds=30):

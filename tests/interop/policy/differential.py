@@ -29,6 +29,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from ports import free_port
+
 sys.path.insert(0, os.path.dirname(__file__))
 from translate import translate  # noqa: E402
 
@@ -59,20 +61,6 @@ IDENTITIES = {
     "plain": None,
 }
 STRICTLY_NOBODY = {"two", "dns", "cn"}
-
-
-HANDED_OUT = set()
-
-
-def free_port():
-    """A port that is free now and was not handed out before."""
-    while True:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        if port not in HANDED_OUT:
-            HANDED_OUT.add(port)
-            return port
 
 
 # --- certificates -----------------------------------------------------------------------------------

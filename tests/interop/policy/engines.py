@@ -19,9 +19,11 @@ import urllib.request
 
 import yaml
 
+from ports import free_port
+
 sys.path.insert(0, os.path.dirname(__file__))
 from differential import (  # noqa: E402
-    BIN, IDENTITIES, Client, Envoy, certificates, free_port, make_policy, make_request, question,
+    BIN, IDENTITIES, Client, Envoy, certificates, make_policy, make_request, question,
 )
 
 SEED = int(os.environ.get("ENGINES_SEED", "20261122"))

@@ -15,6 +15,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import pki  # noqa: E402
+from ports import free_port  # noqa: E402
 from servers import World  # noqa: E402
 from setups import CASES, RESUMED  # noqa: E402
 
@@ -167,7 +168,7 @@ class Probe(unittest.TestCase):
 
     def test_nobody_listens(self):
         s = next(s for s in self.world.setups["python"] if s.what == "strict")
-        port, s.port = s.port, self.world.free_port()
+        port, s.port = s.port, free_port()
         try:
             done, _ = run(self.world, s)
         finally:
@@ -175,7 +176,7 @@ class Probe(unittest.TestCase):
         self.assertEqual(done.returncode, 4, done.stderr)
 
     def test_who_speaks_nothing_but_an_old_version(self):
-        port, path = self.world.free_port(), self.world.pki.path
+        port, path = free_port(), self.world.pki.path
         server = subprocess.Popen(
             [self.world.tools["openssl"], "s_server", "-accept", f"127.0.0.1:{port}", "-cert", path("server.pem"),
              "-key", path("server.key"), "-tls1", "-cipher", "ECDHE:@SECLEVEL=0", "-quiet"],

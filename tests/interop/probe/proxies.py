@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import install
+from ports import free_port
 
 STRICT_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 OLD_CIPHERS = "ALL:@SECLEVEL=0"
@@ -81,7 +82,7 @@ def haproxy(setups, world):
         p = world.pki.path
         port = s.port
         if s.plain == "same":
-            port = world.free_port()
+            port = free_port()
             out += [
                 f"frontend front-{s.name}", " mode tcp", f" bind 127.0.0.1:{s.port}",
                 " tcp-request inspect-delay 5s", " tcp-request content accept if { req.len gt 0 }",

@@ -14,6 +14,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import pki  # noqa: E402
+from ports import free_port  # noqa: E402
 from servers import World  # noqa: E402
 
 BIN = os.environ.get("COUNTERSIGN_BIN", "countersign")
@@ -99,7 +100,7 @@ class Revocation(unittest.TestCase):
 
     def run_against(self, kind, server, shape, reload, resumes, opened):
         self.world.need(kind)
-        port = self.world.free_port()
+        port = free_port()
         self.empty_list()
         process = self.start(server(self.world, port, shape), port)
 

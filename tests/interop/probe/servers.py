@@ -21,6 +21,7 @@ from cryptography import x509
 import install
 import pki
 import proxies
+from ports import free_port
 from setups import all_setups
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -95,7 +96,6 @@ class World:
         self.id = pki.ID
         self.tools = install.servers()
         self.setups = all_setups()
-        self.ports = set()
         self.running = {}
         self.apps, self.listeners = {}, []
         for mode in ("hello", "echo", "believe", "bound"):
@@ -103,15 +103,6 @@ class World:
             threading.Thread(target=app.serve_forever, args=(0.2,), daemon=True).start()
             self.apps[mode] = app.server_address[1]
             self.listeners.append(app)
-
-    def free_port(self):
-        while True:
-            with socket.socket() as s:
-                s.bind(("127.0.0.1", 0))
-                port = s.getsockname()[1]
-            if port not in self.ports:
-                self.ports.add(port)
-                return port
 
     def need(self, kind):
         missing = [tool for tool in NEEDS.get(kind, [kind]) if not self.tools.get(tool)]
@@ -136,9 +127,9 @@ class World:
         self.running[kind] = []
         setups = self.setups[kind]
         for s in setups:
-            s.port = self.free_port()
+            s.port = free_port()
             if s.plain in ("neighbour", "redirect"):
-                s.also = self.free_port()
+                s.also = free_port()
         if kind in ("node", "python", "go"):
             path = proxies.save(self, f"{kind}.json", json.dumps([s.record(self.pki.directory) for s in setups]))
             commands = [{"node": [self.tools["node"], f"{HERE}/apps/server.js", path],

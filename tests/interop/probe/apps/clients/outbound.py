@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 
+from ports import free_port
+
 binary, folder, peer = sys.argv[1:]
-with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
+port = free_port()
 proxy = subprocess.Popen(
     [binary, "proxy", "outbound", "--listen", f"127.0.0.1:{port}", "--upstream", os.environ["COUNTERSIGN_PROBE_ADDR"],
      "--peer-id", peer, "--cert", f"{folder}/client.pem", "--key", f"{folder}/client.key",
