@@ -11,28 +11,42 @@ const SHORTEST: usize = 4;
 /// Most words for one pattern; beyond that it is tried itself.
 const MOST: usize = 64;
 
-/// Words of which at least one is, in whatever case, in every text that the pattern matches; `None` if there are no
-/// such words.
-fn required(hir: &Hir) -> Option<Vec<Vec<u8>>> {
-    match hir.kind() {
-        HirKind::Literal(l) if l.0.len() >= SHORTEST => Some(vec![l.0.to_vec()]),
+/// Most that one pattern asks for; more would tell little more.
+const ASKED: usize = 3;
+
+/// Words of which at least one is in a text.
+type OneOf = Vec<Vec<u8>>;
+
+fn shortest(words: &OneOf) -> usize {
+    words.iter().map(Vec::len).min().unwrap_or(0)
+}
+
+/// What every text that the pattern matches holds, in whatever case: of each of these words at least one.
+fn required(hir: &Hir) -> Vec<OneOf> {
+    let mut all = match hir.kind() {
+        HirKind::Literal(l) if l.0.len() >= SHORTEST => vec![vec![l.0.to_vec()]],
         HirKind::Capture(c) => required(&c.sub),
         HirKind::Repetition(r) if r.min > 0 => required(&r.sub),
         HirKind::Concat(parts) => {
-            // Of several parts that must be there, the one with the longest words tells the most.
-            let shortest = |words: &Vec<Vec<u8>>| words.iter().map(Vec::len).min().unwrap_or(0);
             let whole = runs(parts).into_iter().map(|run| vec![run]);
-            parts.iter().filter_map(required).chain(whole).max_by_key(shortest)
+            parts.iter().flat_map(required).chain(whole).collect()
         }
         HirKind::Alternation(branches) => {
-            let mut all = Vec::new();
+            let mut any = Vec::new();
             for branch in branches {
-                all.extend(required(branch)?);
+                // The longest words tell the most.
+                match required(branch).into_iter().max_by_key(shortest) {
+                    Some(words) => any.extend(words),
+                    None => return Vec::new(),
+                }
             }
-            (all.len() <= MOST).then_some(all)
+            if any.len() <= MOST { vec![any] } else { Vec::new() }
         }
-        _ => None,
-    }
+        _ => Vec::new(),
+    };
+    all.sort_by_key(|words| std::cmp::Reverse(shortest(words)));
+    all.truncate(ASKED);
+    all
 }
 
 /// Words that parts which follow one another spell: where case does not matter each letter is a part of its own.
@@ -97,7 +111,8 @@ impl Words {
         let mut needed = Vec::new();
         for (shape, patterns) in shapes.enumerate() {
             needed.push(0);
-            for found in patterns.filter_map(|p| required(&regex_syntax::parse(p).ok()?)) {
+            let parsed = patterns.filter_map(|p| regex_syntax::parse(p).ok());
+            for found in parsed.flat_map(|hir| required(&hir)) {
                 for mut word in found {
                     word.make_ascii_lowercase();
                     let at = *words.entry(word).or_insert_with_key(|word| {
@@ -170,5 +185,8 @@ mod tests {
             words.candidates("first only").is_empty() && words.candidates("SECOND_ONE").is_empty()
         );
         assert_eq!(words.candidates("second_One first"), [0]);
+        let words = Words::new([[r"(?:alpha|beta_)\w+\(gamma"].into_iter()].into_iter());
+        assert!(words.candidates("alpha beta_x").is_empty(), "of each part there is a word");
+        assert_eq!(words.candidates("gamma BETA_x"), [0]);
     }
 }

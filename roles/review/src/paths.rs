@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use crate::gate::{DEPTH, MOST, MOST_IN_FILE};
+use crate::gate::{DEPTH, MOST, MOST_IN_FILE, words};
 use crate::scope::innermost;
 use crate::source::{Source, blank};
 use crate::syntax::{Branch, Function};
@@ -131,10 +131,7 @@ impl Source<'_> {
             return true;
         }
         let condition = condition.trim_matches(['(', ')', ' ']);
-        let (name, negated) = match condition.strip_prefix("not ").or(condition.strip_prefix('!')) {
-            Some(rest) => (rest.trim(), true),
-            None => (condition, false),
-        };
+        let (name, negated) = asked_about(condition);
         let (name, member) = match name.strip_prefix("self.").or(name.strip_prefix("this.")) {
             Some(rest) => (rest.trim_start_matches('_'), true),
             None => (name, false),
@@ -151,9 +148,13 @@ impl Source<'_> {
             }
             false => f.range.start <= at.start && at.end <= f.range.end,
         };
-        let mut heads =
-            self.parts.functions.iter().filter(|f| within(f)).map(|f| f.range.start..f.body);
-        heads.any(|head| self.text.get(head).is_some_and(|h| default_of(h, name) == Some(wanted)))
+        let mut functions = self.parts.functions.iter().filter(|f| within(f));
+        functions.any(|f| {
+            let head = self.text.get(f.range.start..f.body).unwrap_or_default();
+            // Where it is given a value on the way, the default is not what counts.
+            let before = self.code.get(f.body..branch.condition.start).unwrap_or_default();
+            default_of(head, name) == Some(wanted) && !is_assigned(before, name)
+        })
     }
 
     /// The function around a match without what excludes it: what that does does not happen when this does.
@@ -295,7 +296,36 @@ fn never_closes(text: &str) -> bool {
     true
 }
 
-/// What a boolean parameter is unless the caller says: `head` is the signature of a function.
+/// The name that a condition is about, and whether it holds where that is not there: `not x`, `x is None`, `x != null`.
+fn asked_about(condition: &str) -> (&str, bool) {
+    const ABSENT: [&str; 6] =
+        [" is None", " == None", " === null", " == null", " === undefined", " == undefined"];
+    const PRESENT: [&str; 6] =
+        [" is not None", " != None", " !== null", " != null", " !== undefined", " != undefined"];
+    if let Some(name) = ABSENT.iter().find_map(|a| condition.strip_suffix(a)) {
+        return (name.trim(), true);
+    }
+    if let Some(name) = PRESENT.iter().find_map(|p| condition.strip_suffix(p)) {
+        return (name.trim(), false);
+    }
+    match condition.strip_prefix("not ").or(condition.strip_prefix('!')) {
+        Some(rest) => (rest.trim(), true),
+        None => (condition, false),
+    }
+}
+
+/// Whether a variable is set in `text`.
+fn is_assigned(text: &str, name: &str) -> bool {
+    words(text, name).any(|w| {
+        let rest = text[w.end..].trim_start_matches([' ', '\t']);
+        !text[..w.start].ends_with('.')
+            && (rest.starts_with("||=")
+                || rest.starts_with("??=")
+                || rest.starts_with('=') && !rest.starts_with("==") && !rest.starts_with("=>"))
+    })
+}
+
+/// What a parameter is unless the caller says, as a condition: `head` is the signature of a function.
 fn default_of(head: &str, name: &str) -> Option<bool> {
     for (i, _) in head.match_indices(name) {
         let before = head[..i].chars().next_back();
@@ -306,12 +336,14 @@ fn default_of(head: &str, name: &str) -> Option<bool> {
         if rest.starts_with(|c: char| c.is_alphanumeric() || c == '_') {
             continue;
         }
-        // `x=True`, `x: bool = True`, `x = true`, `x: true`.
+        // `x=True`, `x: bool = True`, `x = true`, `x: true`; what is not there is not so.
         let value = rest.split([',', ')', '\n']).next().unwrap_or_default();
         let value = value.rsplit(['=', ':']).next().unwrap_or_default().trim();
         match value {
             "True" | "true" | "TRUE" => return Some(true),
-            "False" | "false" | "FALSE" => return Some(false),
+            "False" | "false" | "FALSE" | "None" | "null" | "nil" | "undefined" => {
+                return Some(false);
+            }
             _ => {}
         }
     }

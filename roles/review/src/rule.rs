@@ -102,8 +102,8 @@ pub(crate) struct Lazy {
 }
 
 /// Most memory, in bytes, that the matcher of one pattern may keep for the states it has seen. There are thousands of
-/// patterns, and few of them look at much text.
-const MATCHER_CACHE: usize = 256 << 10;
+/// patterns, and few of them look at much text; with less the largest are matched in a slow way.
+const MATCHER_CACHE: usize = 1 << 20;
 
 fn compile(pattern: &str) -> Result<Regex, regex::Error> {
     regex::RegexBuilder::new(pattern).dfa_size_limit(MATCHER_CACHE).build()
