@@ -108,14 +108,38 @@ fn json_comments(text: &str) -> Vec<Range<usize>> {
     out
 }
 
+/// Of a language with `/*` and `//`, the latter where a line begins: elsewhere it may be a part of an address.
 fn slashes(text: &str) -> Vec<Range<usize>> {
-    let mut out = between(text, "/*", "*/");
-    let mut start = 0;
-    for line in text.split_inclusive('\n') {
-        if line.trim_start().starts_with("//") {
-            out.push(start..start + line.trim_end_matches('\n').len());
+    let bytes = text.as_bytes();
+    let mut out = Vec::new();
+    let mut i = 0;
+    let mut in_string = false;
+    let mut line_begins = true;
+    while i < bytes.len() {
+        let next = bytes.get(i + 1);
+        match (in_string, bytes[i]) {
+            (true, b'\\') => i += 1,
+            (_, b'"') => in_string = !in_string,
+            // A string ends with its line, whatever was forgotten.
+            (_, b'\n') => in_string = false,
+            (false, b'/') if next == Some(&b'/') && line_begins => {
+                let end = text[i..].find('\n').map_or(text.len(), |n| i + n);
+                out.push(i..end);
+                i = end;
+            }
+            (false, b'/') if next == Some(&b'*') => {
+                let end = text[i..].find("*/").map_or(text.len(), |n| i + n + 2);
+                out.push(i..end);
+                i = end - 1;
+            }
+            _ => {}
         }
-        start += line.len();
+        line_begins = match bytes.get(i) {
+            Some(b'\n') => true,
+            Some(b' ' | b'\t') => line_begins,
+            _ => false,
+        };
+        i += 1;
     }
     out
 }

@@ -187,6 +187,6 @@ mod tests {
         assert_eq!(words.candidates("second_One first"), [0]);
         let words = Words::new([[r"(?:alpha|beta_)\w+\(gamma"].into_iter()].into_iter());
         assert!(words.candidates("alpha beta_x").is_empty(), "of each part there is a word");
-        assert_eq!(words.candidates("gamma BETA_x"), [0]);
+        assert_eq!(words.candidates("(gamma BETA_x"), [0]);
     }
 }

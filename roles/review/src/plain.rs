@@ -19,7 +19,7 @@ static FORMS: LazyLock<Vec<Regex>> = LazyLock::new(|| {
     let forms = [
         // `{{ x | default "no" }}`, `{{ x | default('no') }}`, `{{ x | default: 80 }}`.
         format!(
-            r"\{{\{{-?[^{{}}\n=]*?\|\s*d(?:efault)?\s*[:(]?\s*LIT\s*(?:,\s*(?:boolean\s*=\s*)?[Tt]rue\s*)?\)?{KEPT}\s*-?\}}\}}"
+            r"\{{\{{-?[^{{}}\n=]*?\|\s*d(?:efault)?\s*[:(]?\s*LIT\s*(?:,\s*(?:boolean\s*=\s*)?[Tt]rue\s*)?\)*{KEPT}\s*-?\}}\}}"
         ),
         // `{{ default "no" .Values.x }}`.
         format!(
@@ -122,7 +122,7 @@ fn filled<'t>(kind: Kind, text: Cow<'t, str>) -> Cow<'t, str> {
     for form in FORMS.iter() {
         for found in form.captures_iter(&text) {
             let Some(whole) = found.get(0) else { continue };
-            let value = literal(&found);
+            let Some(value) = value(&found) else { continue };
             // Of what is compared with something the name says more, and of a port that is mapped.
             let after = text[whole.end()..].trim_start_matches(['"', '\'']);
             if after.starts_with(':')
@@ -151,6 +151,20 @@ fn owned<'t>(bytes: Option<Vec<u8>>, text: Cow<'t, str>) -> Cow<'t, str> {
     }
 }
 
+/// The default, or the other of yes and no where the template turns it round.
+fn value<'t>(found: &Captures<'t>) -> Option<&'t str> {
+    let literal = literal(found);
+    let head = found[0].split(['|', '"', '\'']).next().unwrap_or_default();
+    if !head.trim_start_matches(['{', '-', ' ']).starts_with("not ") {
+        return Some(literal);
+    }
+    match literal {
+        "true" | "True" => Some("false"),
+        "false" | "False" => Some("true"),
+        _ => None,
+    }
+}
+
 fn literal<'t>(found: &Captures<'t>) -> &'t str {
     ["Q", "S", "B"].iter().find_map(|n| found.name(n)).map_or("", |m| m.as_str())
 }
@@ -171,6 +185,8 @@ mod tests {
         assert_eq!(of("verify: \"{{ .Values.verify | default false }}\""), "verify: \"false\"");
         assert_eq!(of("port: {{ port.http | default: 8080 }}"), "port: 8080");
         assert_eq!(of("x: {{ lookup | default('no') | quote }}"), "x: no");
+        assert_eq!(of("verify: {{ not (skip | default(false)) }}"), "verify: true");
+        assert_eq!(of("verify: {{ not skip | default(true) }}"), "verify: false");
         assert_eq!(of("x: {{ default \"no\" .Values.x }}"), "x: no");
         assert_eq!(of("x: {{ default .Env.X \"no\" }}"), "x: no");
         assert_eq!(of("days=${DAYS:-3650}"), "days=3650");

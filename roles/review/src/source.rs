@@ -56,6 +56,7 @@ impl Context {
                     | "androidtest"
                     | "integrationtest"
                     | "unittest"
+                    | "testsuite"
                     | "functionaltest"
                     | "testfixtures"
                     | "jvmtest"
@@ -66,9 +67,12 @@ impl Context {
                 || d.ends_with(".tests")
                 || d.ends_with("-test")
                 || d.ends_with("-tests")
+                || d.ends_with("-testing")
+                || d.ends_with("-testsuite")
                 || d.starts_with("fake")
         }) || stem.ends_with("_test")
             || stem.starts_with("test_")
+            || matches!(stem, "test" | "testing" | "testutil" | "testutils" | "test_util")
             || stem.ends_with("test") && name.ends_with(".java")
             || stem.ends_with("tests")
             || name.contains(".test.")
@@ -89,11 +93,12 @@ impl Context {
                     | "docs"
                     | "doc"
                     | "tutorials"
-            )
+            ) || d.ends_with(".samples")
         };
         // `com/example/…` is the name of a package.
         let names = |i: usize| i > 0 && matches!(parts[i - 1], "com" | "org" | "net" | "io");
-        let shows = parts.iter().enumerate().any(|(i, d)| example(d) && !names(i));
+        let shows =
+            stem == "example" || parts.iter().enumerate().any(|(i, d)| example(d) && !names(i));
         if shows { Context::Example } else { Context::Production }
     }
 }

@@ -425,7 +425,8 @@ fn preceded_by_cfg_test(node: Node<'_>, text: &str) -> bool {
     while let Some(b) =
         before.filter(|b| b.kind() == "attribute_item" || b.kind().contains("comment"))
     {
-        if text[b.byte_range()].contains("cfg(test)") {
+        let attribute = &text[b.byte_range()];
+        if ["cfg(test)", "cfg(all(test,", "cfg(any(test,"].iter().any(|c| attribute.contains(c)) {
             return true;
         }
         before = b.prev_sibling();

@@ -184,6 +184,14 @@ fn templates_are_read_as_far_as_they_go() {
 }
 
 #[test]
+fn comments_of_terraform_begin_outside_strings() {
+    let text = "resource \"a\" \"b\" {\n  arn = \"arn:aws:s3:::bucket/*\"\n}\nresource \"helm_release\" \"c\" {\n  skip_tls_verify = true\n}\n";
+    assert_eq!(lines_of("main.tf", text, "client-verify-disabled"), [5]);
+    let hidden = text.replace("  skip", "  /* skip").replace("= true", "= true */");
+    assert!(lines_of("main.tf", &hidden, "client-verify-disabled").is_empty());
+}
+
+#[test]
 fn context_lowers_and_is_told() {
     let code = "package a\nvar c = tls.Config{InsecureSkipVerify: true}\n";
     let severity = |file: &str| {
@@ -193,8 +201,13 @@ fn context_lowers_and_is_told() {
     assert_eq!(severity("client.go"), ("critical", "production"));
     assert_eq!(severity("client_test.go"), ("high", "test"));
     assert_eq!(severity("examples/client.go"), ("high", "example"));
+    assert_eq!(severity("pkg/testutil.go"), ("high", "test"));
+    assert_eq!(severity("deploy-testing/client.go"), ("high", "test"));
+    assert_eq!(severity("latest/client.go"), ("critical", "production"));
     let inline = "fn f() {}\n#[cfg(test)]\nmod tests {\n    fn c() { b().danger_accept_invalid_certs(true); }\n}\n";
     assert_eq!(review("lib.rs", inline)[0].context.as_str(), "test");
+    let all = inline.replace("cfg(test)", "cfg(all(test, feature = \"tls\"))");
+    assert_eq!(review("lib.rs", &all)[0].context.as_str(), "test");
     let guarded = "class C:\n    def f(self):\n        if settings.DEBUG:\n            requests.get(u, verify=False)\n";
     assert_eq!(review("c.py", guarded)[0].severity.as_str(), "high");
 }
