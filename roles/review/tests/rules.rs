@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use countersign_identity::UnixTime;
-use countersign_review::{Catalogue, Issue, Reviewer};
+use countersign_review::{Catalogue, Confidence, Issue, Reviewer};
 
 const TODAY: &str = "2026-11-22";
 
@@ -189,6 +189,25 @@ fn comments_of_terraform_begin_outside_strings() {
     assert_eq!(lines_of("main.tf", text, "client-verify-disabled"), [5]);
     let hidden = text.replace("  skip", "  /* skip").replace("= true", "= true */");
     assert!(lines_of("main.tf", &hidden, "client-verify-disabled").is_empty());
+}
+
+#[test]
+fn what_is_not_there_by_default_guards_nothing() {
+    let dial = "function dial(target, tls = null) {\n  if (!tls) {\n    return new Client(target, grpc.credentials.createInsecure());\n  }\n  return new Client(target, grpc.credentials.createSsl(tls.ca, tls.key, tls.cert));\n}\n";
+    let sure = |text: &str| {
+        review("dial.js", text)
+            .iter()
+            .any(|i| i.rule == "insecure-channel/js-grpc" && i.confidence == Confidence::High)
+    };
+    assert!(sure(dial));
+    assert!(!sure(&dial.replace(" = null", "")), "the caller has to say");
+    let get = "def get(url, verify_ssl=None):\n    if not verify_ssl:\n        verify = False\n    return requests.get(url, verify=verify)\n";
+    assert!(lines_of("get.py", get, "client-verify-disabled").contains(&3));
+    let set = get.replace("    if", "    verify_ssl = conf.get(\"verify\", True)\n    if");
+    assert!(
+        !lines_of("get.py", &set, "client-verify-disabled").contains(&4),
+        "what it is given counts"
+    );
 }
 
 #[test]
