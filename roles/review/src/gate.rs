@@ -35,6 +35,12 @@ pub(crate) fn words<'t>(text: &'t str, name: &'t str) -> impl Iterator<Item = Ra
     })
 }
 
+/// Whether what follows a name gives it a value.
+pub(crate) fn is_set(rest: &str) -> bool {
+    rest.starts_with(":=")
+        || rest.starts_with('=') && !rest.starts_with("==") && !rest.starts_with("=>")
+}
+
 /// Names that an interface gives: whoever implements it has them, and nobody calls them by name.
 fn is_hook(name: &str) -> bool {
     matches!(
@@ -135,10 +141,6 @@ impl Source<'_> {
         let name = name.trim();
         let makes = |w: &Range<usize>| {
             let rest = self.code[w.end..].trim_start();
-            let is_set = |r: &str| {
-                r.starts_with(":=")
-                    || r.starts_with('=') && !r.starts_with("==") && !r.starts_with("=>")
-            };
             // `name: Type = …`, `name Type = …`, `name.field = …`, `name->set(…)`.
             let typed = rest.split_once('=').is_some_and(|(head, tail)| {
                 head.len() < 60

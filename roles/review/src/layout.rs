@@ -8,7 +8,7 @@ use crate::kind::Kind;
 /// Comments.
 pub(crate) fn comments(kind: Kind, text: &str) -> Vec<Range<usize>> {
     match kind {
-        Kind::Json => json_comments(text),
+        Kind::Json => slashes(text, true),
         Kind::Toml => {
             // What stands in strings of several lines is some other file, and no setting of this one.
             let mut out = between(text, "\'\'\'", "\'\'\'");
@@ -19,7 +19,7 @@ pub(crate) fn comments(kind: Kind, text: &str) -> Vec<Range<usize>> {
         Kind::Xml => between(text, "<!--", "-->"),
         Kind::Terraform => {
             let mut out = hashes(text, kind);
-            out.extend(slashes(text));
+            out.extend(slashes(text, false));
             out
         }
         _ => hashes(text, kind),
@@ -79,37 +79,9 @@ fn is_remark(line: &str) -> bool {
     line.starts_with("::") || ["rem", "@rem"].iter().any(|r| word.eq_ignore_ascii_case(r))
 }
 
-/// `//` and `/* */` outside of strings, as JSON with comments has them.
-fn json_comments(text: &str) -> Vec<Range<usize>> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::new();
-    let mut i = 0;
-    let mut in_string = false;
-    while i < bytes.len() {
-        match (in_string, bytes[i]) {
-            (true, b'\\') => i += 1,
-            (_, b'"') => in_string = !in_string,
-            // A string ends with its line, whatever was forgotten.
-            (true, b'\n') => in_string = false,
-            (false, b'/') if bytes.get(i + 1) == Some(&b'/') => {
-                let end = text[i..].find('\n').map_or(text.len(), |n| i + n);
-                out.push(i..end);
-                i = end;
-            }
-            (false, b'/') if bytes.get(i + 1) == Some(&b'*') => {
-                let end = text[i..].find("*/").map_or(text.len(), |n| i + n + 2);
-                out.push(i..end);
-                i = end;
-            }
-            _ => {}
-        }
-        i += 1;
-    }
-    out
-}
-
-/// Of a language with `/*` and `//`, the latter where a line begins: elsewhere it may be a part of an address.
-fn slashes(text: &str) -> Vec<Range<usize>> {
+/// `/* */` and `//` outside of strings; the latter `anywhere`, or only where a line begins, where elsewhere it may be a part of an
+/// address.
+fn slashes(text: &str, anywhere: bool) -> Vec<Range<usize>> {
     let bytes = text.as_bytes();
     let mut out = Vec::new();
     let mut i = 0;
@@ -122,7 +94,7 @@ fn slashes(text: &str) -> Vec<Range<usize>> {
             (_, b'"') => in_string = !in_string,
             // A string ends with its line, whatever was forgotten.
             (_, b'\n') => in_string = false,
-            (false, b'/') if next == Some(&b'/') && line_begins => {
+            (false, b'/') if next == Some(&b'/') && (anywhere || line_begins) => {
                 let end = text[i..].find('\n').map_or(text.len(), |n| i + n);
                 out.push(i..end);
                 i = end;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use crate::gate::{DEPTH, MOST, MOST_IN_FILE, words};
+use crate::gate::{DEPTH, MOST, MOST_IN_FILE, is_set, words};
 use crate::scope::innermost;
 use crate::source::{Source, blank};
 use crate::syntax::{Branch, Function};
@@ -318,10 +318,8 @@ fn asked_about(condition: &str) -> (&str, bool) {
 fn is_assigned(text: &str, name: &str) -> bool {
     words(text, name).any(|w| {
         let rest = text[w.end..].trim_start_matches([' ', '\t']);
-        !text[..w.start].ends_with('.')
-            && (rest.starts_with("||=")
-                || rest.starts_with("??=")
-                || rest.starts_with('=') && !rest.starts_with("==") && !rest.starts_with("=>"))
+        let or_else = rest.starts_with("||=") || rest.starts_with("??=");
+        !text[..w.start].ends_with('.') && (or_else || is_set(rest))
     })
 }
 
